@@ -1,0 +1,13 @@
+"""A CSV or TSV of paths and values -> WebDataset shards and their index.json.
+
+Example:
+    python -m data_prep.table --csv birds.csv --out birds --image photo --text caption --audio song --values labs=age,bp
+
+A cell of an image, audio or array column is a path, of a text column the text itself; ``--values`` makes one float32
+vector of several numeric columns. An empty cell means that the row lacks that modality. A row with a bad cell is
+dropped whole and listed in ``rejects.csv``.
+"""
+
+from data_prep.table.command import main
+
+__all__ = ["main"]

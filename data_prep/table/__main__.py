@@ -1,0 +1,5 @@
+"""``python -m data_prep.table``."""
+
+from data_prep.table.command import main
+
+raise SystemExit(main())

@@ -1,0 +1,99 @@
+"""A cell -> the bytes of a member, decoded once to prove that training can read them."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep.table.rows import Row
+from data_prep.table.sources import VALUES, Source
+from mmrep.data.decode import decode
+from mmrep.data.writer import npy_bytes
+from mmrep.errors import DataError
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""More than any file that `decode` accepts needs; looked at before a file is read."""
+
+
+def read_member(source: Source, row: Row, root: Path, image_size: int | None) -> tuple[str, bytes] | None:
+    """A row's member of one modality.
+
+    Args:
+        source: The modality.
+        row: The row.
+        root: Where relative paths begin.
+        image_size: A picture is shrunk until its shorter side has at most so many pixels.
+
+    Returns:
+        ``(extension, content)``, or None where all its cells are empty: the row lacks the modality.
+
+    Raises:
+        DataError: If a cell cannot be used; ``where`` is its column.
+    """
+    if not any(row.cells[column].strip() for column in source.columns):
+        return None
+    column = source.columns[0]
+    if source.kind == VALUES:
+        suffix, data = "npy", npy_bytes(_vector(source, row))
+    elif source.kind == "text":
+        suffix, data = "txt", row.cells[column].encode()
+    else:
+        suffix, data = _read_file(row.cells[column].strip(), column, root)
+    content = decode(source.stored_kind, suffix, data, column)
+    if source.kind == "image" and image_size is not None and min(content.size) > image_size:
+        suffix, data = _shrink(content, suffix, image_size)
+    return source.prefix + suffix, data
+
+
+def _vector(source: Source, row: Row) -> np.ndarray:
+    """float32 ``[number of columns]``; NaN where a cell is empty."""
+    numbers = np.full(len(source.columns), np.nan, dtype=np.float32)
+    for position, column in enumerate(source.columns):
+        if not (cell := row.cells[column].strip()):
+            continue
+        try:
+            number = float(cell)
+        except ValueError as error:
+            raise DataError("not a number", where=column) from error
+        if abs(number) > float(np.finfo(np.float32).max):
+            raise DataError("not a finite float32", where=column)
+        numbers[position] = number
+    return numbers
+
+
+def _read_file(cell: str, column: str, root: Path) -> tuple[str, bytes]:
+    path = _local_path(cell, column, root)
+    try:
+        if not path.is_file():
+            raise DataError("no such file", where=column)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"more than {MAX_FILE_BYTES} bytes", where=column)
+        return path.suffix.removeprefix(".").lower(), path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=column) from error
+
+
+def _local_path(cell: str, column: str, root: Path) -> Path:
+    """An absolute path as it is; a relative one must stay below the root."""
+    if "://" in cell or "pipe:" in cell:
+        raise DataError("not a local file", where=column)
+    path = Path(os.path.normpath(root / cell))
+    if not Path(cell).is_absolute() and not path.is_relative_to(os.path.normpath(root)):
+        raise DataError("outside the root folder", where=column)
+    return path
+
+
+def _shrink(image: Image.Image, suffix: str, size: int) -> tuple[str, bytes]:
+    """Keep PNG lossless; any other format becomes a JPEG."""
+    scale = size / min(image.size)
+    smaller = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if suffix == "png":
+        smaller.save(buffer, "PNG")
+        return "png", buffer.getvalue()
+    smaller.save(buffer, "JPEG", quality=95)
+    return "jpg", buffer.getvalue()

@@ -1,0 +1,79 @@
+"""The `mmrep` command. Nothing heavy is imported before the subcommand is known, so that help answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from mmrep.errors import ConfigError, MmrepError, did_you_mean
+
+HELP = """\
+mmrep: contrastive representations of any number of modalities
+
+usage: mmrep COMMAND ...
+
+train (a YAML file says what; see configs/)
+  fit       --config FILE [--any.key value] [--name RUN] [--overwrite | --resume auto]
+  validate  --config FILE --ckpt_path CKPT
+  test      --config FILE --ckpt_path CKPT
+  predict   --config FILE --ckpt_path CKPT
+
+data
+  data index DIR --modality image=jpg,png --modality text=txt [--group-key K] [--label-key K]
+  data check DIR                      verify every shard against its index
+  data stats DIR                      a table of splits, modalities and presence
+
+evaluate
+  eval retrieval --checkpoint RUN --data SHARDS [--split S] [--out FILE.json] [--picture FILE.png]
+
+  --help after a command says more; --debug shows the traceback of an error; --version
+"""
+
+COMMANDS = {
+    "fit": "mmrep.cli.train",
+    "validate": "mmrep.cli.train",
+    "test": "mmrep.cli.train",
+    "predict": "mmrep.cli.train",
+    "data": "mmrep.cli.data",
+    "eval": "mmrep.cli.evaluate",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Words after ``mmrep``; those of the process by default.
+
+    Returns:
+        The exit code: 0, or 2 after an error that the user can mend, which is printed in one line.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except MmrepError as error:
+        if debug:
+            raise
+        print(f"mmrep: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        from mmrep import __version__
+
+        print(f"mmrep {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        raise ConfigError(f"no command '{arguments[0]}'", fix=did_you_mean(arguments[0], COMMANDS))
+    code: int = importlib.import_module(COMMANDS[arguments[0]]).run(arguments)
+    return code

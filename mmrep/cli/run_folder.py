@@ -1,0 +1,73 @@
+"""``runs/NAME``: what one training run leaves, and when it may be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from mmrep.errors import ConfigError
+
+RESULTS = ("metrics.csv", "checkpoints", "model")
+
+
+class RunFolder:
+    """The folder of one run: config.yaml (resolved), checkpoints/, metrics.csv, model/.
+
+    Args:
+        runs: Folder of all runs.
+        name: Of this run: one folder name.
+    """
+
+    def __init__(self, runs: Path, name: str) -> None:
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ConfigError(f"'{name}' cannot name a run", where="--name", fix="use one plain folder name")
+        self.path = runs / name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def check(self, *, overwrite: bool, resume: str | None) -> None:
+        """Refuse to train into a folder that holds something, unless the user said what to do with it.
+
+        Raises:
+            ConfigError: If it holds results of a run, or is no run folder at all.
+        """
+        if resume not in (None, "auto"):
+            raise ConfigError(f"--resume {resume}", fix="use --resume auto, or --ckpt_path FILE")
+        if not _first_rank() or not self.path.exists() or not any(self.path.iterdir()):
+            return
+        ours = any((self.path / name).exists() for name in (*RESULTS, "config.yaml"))
+        if not ours:
+            raise ConfigError(
+                "the folder exists and holds no run of mmrep", where=self.path, fix="choose another --name"
+            )
+        if any((self.path / name).exists() for name in RESULTS) and not (overwrite or resume):
+            raise ConfigError(
+                "the run folder exists", where=self.path, fix="add --overwrite, --resume auto, or another --name"
+            )
+
+    def newest_checkpoint(self) -> str | None:
+        """The checkpoint that was written last."""
+        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        return str(found[-1]) if found else None
+
+    def make_way(self, *, overwrite: bool) -> None:
+        """Remove an earlier run that is to be replaced, or set its metrics.csv aside, which Lightning starts anew.
+
+        Call this last, when the new run has been found able to start.
+        """
+        if not _first_rank():
+            return
+        if overwrite and self.path.exists():
+            shutil.rmtree(self.path)
+        metrics = self.path / "metrics.csv"
+        if metrics.exists():
+            earlier = len(list(self.path.glob("metrics.before-resume-*.csv")))
+            metrics.replace(self.path / f"metrics.before-resume-{earlier + 1}.csv")
+
+
+def _first_rank() -> bool:
+    """Other ranks find the folder that the first one prepared, and leave it alone."""
+    return not int(os.environ.get("LOCAL_RANK", 0)) and not int(os.environ.get("NODE_RANK", 0))

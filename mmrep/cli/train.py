@@ -1,0 +1,179 @@
+"""``mmrep fit|validate|test|predict``: LightningCLI with mmrep's module, data and run folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+import mmrep.encoders  # noqa: F401 - its classes are then known by their short names in YAML
+from mmrep.cli.messages import explain
+from mmrep.cli.progress import PlainProgress
+from mmrep.cli.run_folder import RunFolder
+from mmrep.data.datamodule import ShardDataModule
+from mmrep.errors import CheckpointError, ConfigError
+from mmrep.interop.load import read_checkpoint
+from mmrep.modules import ContrastiveModule
+
+
+def run(arguments: list[str]) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
+    _quieten()
+    missing = [file for file in _config_files(arguments) if not Path(file).is_file()]
+    if missing:
+        raise ConfigError("no such config file", where=missing[0], fix="the ones that come with mmrep are in configs/")
+    TrainCLI(arguments)
+    return 0
+
+
+class TrainCLI(LightningCLI):
+    """The Lightning command line over one run folder."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.run_folder: RunFolder | None = None
+        super().__init__(
+            ContrastiveModule,
+            ShardDataModule,
+            subclass_mode_model=True,
+            parser_class=TrainParser,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 5},
+            auto_configure_optimizers=False,
+            args=arguments,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; by default the config's.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument("--overwrite", action="store_true", help="Replace the run folder if it exists.")
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="'auto' goes on from the run's last checkpoint."
+        )
+        parser.add_argument(
+            "--wandb", action="store_true", help="Log to Weights & Biases too (WANDB_MODE=offline works)."
+        )
+        parser.add_argument("--tensorboard", action="store_true", help="Log to TensorBoard too.")
+        parser.add_argument("--project", type=str, default="mmrep", help="Project at Weights & Biases.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "epoch={epoch}-step={step}"})
+        parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning warns that sys.argv is not what it parses
+            super().parse_arguments(parser, args)
+        options: Namespace = self.config[self.config.subcommand]
+        self._arguments: list[str] = args
+        if options.ckpt_path:
+            if not Path(options.ckpt_path).is_file():
+                raise CheckpointError("no such checkpoint", where=options.ckpt_path)
+            read_checkpoint(options.ckpt_path)  # refuses what is not safe and whole, before Lightning reads it
+
+    def before_instantiate_classes(self) -> None:
+        options: Namespace = self.config[self.subcommand]
+        name = options.name or next((Path(f).stem for f in _config_files(self._arguments)), "run")
+        self.run_folder = RunFolder(Path(options.runs), name)
+        if self.subcommand == "fit":
+            self.run_folder.check(overwrite=options.overwrite, resume=options.resume)
+            if options.resume:
+                options.ckpt_path = options.ckpt_path or self.run_folder.newest_checkpoint()
+            options.name = name
+        options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run_folder.checkpoints)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        options: Namespace = self.config[self.subcommand]
+        chosen = options.trainer
+        if not chosen.fast_dev_run and chosen.logger in (None, True):
+            kwargs["logger"] = self._loggers(options)
+        extra: list[Callback] = []
+        if not sys.stderr.isatty() and chosen.enable_progress_bar is None:
+            kwargs["enable_progress_bar"] = False
+            extra.append(PlainProgress())
+        if chosen.enable_model_summary is None:
+            kwargs["enable_model_summary"] = sys.stderr.isatty()
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.extend(extra)  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
+        return trainer
+
+    def _loggers(self, options: Namespace) -> list[Logger]:
+        assert self.run_folder is not None
+        folder, stage = self.run_folder.path, "" if self.subcommand == "fit" else str(self.subcommand)
+        loggers: list[Logger] = [CSVLogger(folder.parent, name=folder.name, version=stage, flush_logs_every_n_steps=20)]
+        if options.tensorboard:
+            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=stage))
+        if options.wandb:
+            loggers.append(WandbLogger(name=folder.name, project=options.project, save_dir=folder))
+        return loggers
+
+    def after_instantiate_classes(self) -> None:
+        """Find out that a run cannot start before it writes anything, or removes an earlier run."""
+        options: Namespace = self.config[self.subcommand]
+        if options.ckpt_path:
+            self.model.check_checkpoint(read_checkpoint(options.ckpt_path), options.ckpt_path)
+        self.datamodule.check(self.model.model.by_modality, str(self.subcommand))
+        if self.subcommand == "fit" and self.run_folder is not None:
+            self.run_folder.make_way(overwrite=options.overwrite)
+
+    def after_fit(self) -> None:
+        """Leave the trained model in the run folder: the best checkpoint's weights where one metric is watched."""
+        assert self.run_folder is not None
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]  # set by a connector
+            return
+        callback = self.trainer.checkpoint_callback
+        best = getattr(callback, "best_model_path", "") if getattr(callback, "monitor", None) else ""
+        if best:
+            self.model.load_state_dict(read_checkpoint(best)["state_dict"])
+        folder = self.model.model.save_pretrained(self.run_folder.path / "model")
+        print(
+            f"model in {folder}{' (best checkpoint)' if best else ''}, metrics in {self.run_folder.path / 'metrics.csv'}"
+        )
+
+    def before_predict(self) -> None:
+        from mmrep.cli.predictions import PredictionWriter
+
+        assert self.run_folder is not None
+        self.trainer.callbacks.append(PredictionWriter(self.run_folder.path / "predictions"))  # type: ignore[attr-defined]  # as above
+
+
+class TrainParser(LightningArgumentParser):
+    """Answers a wrong key or class in a few lines, with the nearest right one, instead of a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise ConfigError(explain(message, self)) from ex
+
+
+def _config_files(arguments: list[str]) -> Iterable[str]:
+    """The values of all --config options."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word in ("--config", "-c"):
+            yield following
+        elif word.startswith("--config="):
+            yield word.removeprefix("--config=")
+
+
+def _quieten() -> None:
+    """Silence what says nothing about the user's run."""
+    for category in ("jsonargparse", "pytorch_lightning", "lightning_fabric", "torch"):
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=f"{category}.*")
+    for message in (
+        ".*does not have many workers.*",
+        ".*litlogger.*",
+        ".*Experiment logs directory.*",
+        ".*barrier.*device.*",
+        ".*LeafSpec.*",
+        ".*custom batch sampler `PlanSampler` for prediction.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

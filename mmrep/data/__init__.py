@@ -1,0 +1,1 @@
+"""Sharded data: index -> plan -> reader -> decode -> transform -> collate -> `Batch`."""

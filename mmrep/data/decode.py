@@ -1,0 +1,129 @@
+"""Bytes of a member -> PIL image, waveform, str or array, by an allow-list of formats with a bound on every size.
+
+Nothing here unpickles, sniffs another format than the extension says, or allocates what a header merely claims.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmrep.batch import Waveform
+from mmrep.errors import DataError
+
+MAX_PIXELS = 64_000_000
+MAX_TEXT_BYTES = 256 * 1024
+MAX_AUDIO_SAMPLES = 48_000 * 60 * 30
+"""Half an hour at 48 kHz, over all channels."""
+MAX_ARRAY_BYTES = 256 * 1024 * 1024
+
+IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+AUDIO_FORMATS = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "mp3": "MP3"}
+
+
+def decode(kind: str, extension: str, data: bytes, where: object) -> Any:
+    """Decode one member.
+
+    Args:
+        kind: ``image`` gives an RGB ``PIL.Image``, ``audio`` a `mmrep.batch.Waveform`, ``text`` a str, ``array`` a NumPy array,
+            ``json`` what the JSON holds.
+        extension: The member's extension; only the format that it names is accepted.
+        data: The member's bytes.
+        where: What to name in an error: shard and key.
+
+    Raises:
+        DataError: If the bytes are damaged, of another format, or larger than the bound.
+    """
+    suffix = extension.rsplit(".", 1)[-1].lower()
+    try:
+        return DECODERS[kind](suffix, data)
+    except DataError as error:
+        raise DataError(f"{kind} .{extension}: {error.what}", where=where, fix=error.fix) from error
+    except (OSError, ValueError, RuntimeError, SyntaxError, EOFError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{kind} .{extension} cannot be decoded ({str(error) or type(error).__name__})", where=where
+        ) from error
+
+
+def decode_file(kind: str, path: Path | str) -> Any:
+    """Decode a file of the user's own, as `decode` does a member."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no such {kind} file", where=path)
+    return decode(kind, path.suffix.removeprefix("."), path.read_bytes(), path)
+
+
+def _image(suffix: str, data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is checked below
+        image: Image.Image = Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[_allowed(suffix, IMAGE_FORMATS)]])
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}", fix="shrink the picture")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _audio(suffix: str, data: bytes) -> Waveform:
+    import soundfile
+
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        if file.format != AUDIO_FORMATS[_allowed(suffix, AUDIO_FORMATS)]:
+            raise DataError(f"the content is {file.format}")
+        if file.frames * file.channels > MAX_AUDIO_SAMPLES:
+            raise DataError(f"{file.frames} frames of {file.channels} channels are too long", fix="cut the clip")
+        samples = file.read(file.frames, dtype="float32", always_2d=True)
+        return samples.mean(axis=1), file.samplerate
+
+
+def _text(suffix: str, data: bytes) -> str:
+    _allowed(suffix, {"txt"})
+    if len(data) > MAX_TEXT_BYTES:
+        raise DataError(f"{len(data)} bytes of text are more than {MAX_TEXT_BYTES}")
+    return data.decode("utf-8")
+
+
+def _array(suffix: str, data: bytes) -> np.ndarray:
+    _allowed(suffix, {"npy"})
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = header(file)
+    payload = len(data) - file.tell()
+    if dtype.kind not in "biuf" or len(data) > MAX_ARRAY_BYTES:
+        raise DataError(f"an array of {dtype} and {len(data)} bytes is refused", fix="store numbers, at most 256 MiB")
+    if math.prod(shape) * dtype.itemsize != payload:  # before allocating what the header claims
+        raise DataError(f"the header claims shape {shape} of {dtype}, the payload has {payload} bytes")
+    flat = np.frombuffer(data, dtype=dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _json(suffix: str, data: bytes) -> Any:
+    _allowed(suffix, {"json"})
+    if len(data) > MAX_TEXT_BYTES:
+        raise DataError(f"{len(data)} bytes of JSON are more than {MAX_TEXT_BYTES}")
+    return json.loads(data)
+
+
+def _allowed(suffix: str, allowed: Any) -> str:
+    if suffix not in allowed:
+        raise DataError("no decoder for this format", fix=f"use {', '.join(sorted(allowed))}")
+    return suffix
+
+
+DECODERS: dict[str, Callable[[str, bytes], Any]] = {
+    "image": _image,
+    "audio": _audio,
+    "text": _text,
+    "array": _array,
+    "json": _json,
+}

@@ -1,0 +1,48 @@
+"""The errors that a user of mmrep can cause and mend.
+
+Each says what is wrong, where, and what to do, in one line; the command line prints that line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmrepError(Exception):
+    """Base of all errors that mmrep raises on purpose.
+
+    Args:
+        what: What is wrong.
+        where: The file, shard, key or config path at fault.
+        fix: What the user can do about it.
+    """
+
+    def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        place = f" [{where}]" if where is not None else ""
+        advice = f"; {fix}" if fix else ""
+        super().__init__(f"{what}{place}{advice}")
+
+
+class ConfigError(MmrepError):
+    """A setting that is misspelt, impossible, or contradicts another."""
+
+
+class DataError(MmrepError):
+    """Shards, an index or a sample that cannot be used."""
+
+
+class CheckpointError(MmrepError):
+    """A checkpoint or model folder that is broken, unsafe, or made by another configuration."""
+
+
+class LossError(MmrepError):
+    """Embeddings that a loss cannot take, or a case that it cannot score."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """Advice that names the nearest known word, or all of them when none is near."""
+    words = list(known)
+    near = difflib.get_close_matches(wrong, words, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(words) or 'nothing is known here'}"

@@ -1,0 +1,1 @@
+"""How good embeddings are: retrieval, its metrics, and its report."""

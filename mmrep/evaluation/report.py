@@ -1,0 +1,145 @@
+"""What a person looks at: the retrieval table, and a picture of queries with their best answers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrep.data.dataset import ShardDataset
+from mmrep.data.decode import decode
+from mmrep.errors import ConfigError
+from mmrep.evaluation.embeddings import Embeddings
+from mmrep.evaluation.retrieval import (
+    Direction,
+    Gallery,
+    Scorer,
+    answerable,
+    best_candidates,
+    make_gallery,
+    sample_groups,
+)
+
+TOP = 5
+RIGHT, WRONG = "#1a9641", "#d7191c"
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """Print the figures of `mmrep.evaluation.retrieval.retrieve`, a direction a line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['checkpoint']} on {result['data']} ({result['split']}, {result['n']} samples)")
+    table.add_column("direction")
+    for heading in ("queries", "candidates", "R@1 %", "95 %", "R@5 %", "R@10 %", "MRR", "median rank", "chance R@1 %"):
+        table.add_column(heading, justify="right")
+    for direction, figures in result["directions"].items():
+        table.add_row(direction, str(figures["queries"]), str(figures["candidates"]), *_cells(figures))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    if not figures["queries"]:
+        return ["-"] * 7
+    low, high = figures["recall@1_ci95"]
+    return [
+        f"{figures['recall@1']:.1%}".rstrip("%"),
+        f"{100 * low:.1f}-{100 * high:.1f}",
+        f"{100 * figures['recall@5']:.1f}",
+        f"{100 * figures['recall@10']:.1f}",
+        f"{figures['mrr']:.3f}",
+        f"{figures['median_rank']:g}",
+        f"{100 * figures['chance_recall@1']:.2f}",
+    ]
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal, one plain line elsewhere; gives the function that advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.advance(task, done)
+    if not console.is_terminal:
+        print(f"{title}: {total} samples", file=sys.stderr)
+
+
+def draw_examples(
+    path: Path, embeddings: Embeddings, scorer: Scorer, dataset: ShardDataset, direction: Direction, *, rows: int = 8
+) -> None:
+    """Draw evenly spaced queries, each with its best five candidates, right ones framed in green.
+
+    Args:
+        path: A PNG.
+        embeddings: Of the whole of ``dataset``, in its order.
+        scorer: Whose rule ranks.
+        dataset: Where the raw samples are.
+        direction: What is asked by what.
+        rows: How many queries.
+
+    Raises:
+        ConfigError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("drawing needs matplotlib", fix="pip install 'mmrep[viz]'") from error
+    gallery, able = make_gallery(embeddings, direction.target), answerable(embeddings, direction)
+    if not len(able) or not len(gallery.samples):
+        raise ConfigError(f"no sample of the split can ask {direction}", where=path)
+    queries = able[torch.linspace(0, len(able) - 1, min(rows, len(able))).long()]
+    best = best_candidates(embeddings, scorer, direction, gallery, queries, TOP)
+    figure = Figure(figsize=(1.7 * (len(direction.given) + 0.4 + TOP), 1.75 * len(queries) + 0.5), layout="constrained")
+    widths = [1.6] * len(direction.given) + [1.0] * TOP
+    axes = figure.subplots(len(queries), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    groups = sample_groups(embeddings)
+    for line, query, answers in zip(axes, queries.tolist(), best, strict=True):
+        for axis, modality in zip(line, direction.given, strict=False):
+            _draw(axis, dataset, query, modality)
+        _draw_answers(
+            line[len(direction.given) :], dataset, direction, gallery, answers, gallery.groups == groups[query]
+        )
+    for axis, title in zip(
+        axes[0], [*direction.given, *(f"{direction.target} {n + 1}" for n in range(TOP))], strict=True
+    ):
+        axis.set_title(title, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_answers(
+    line: Any, dataset: ShardDataset, direction: Direction, gallery: Gallery, best: Any, right: Any
+) -> None:
+    for axis, place in zip(line, best.tolist(), strict=False):
+        _draw(axis, dataset, int(gallery.samples[place]), direction.target)
+        colour = RIGHT if bool(right[place]) else WRONG
+        for side in axis.spines.values():
+            side.set(visible=True, color=colour, linewidth=3)
+
+
+def _draw(axis: Any, dataset: ShardDataset, number: int, modality: str) -> None:
+    """One sample of one modality, raw, on one pair of axes."""
+    samples = dataset.samples
+    extension = samples.extension_of(number, modality)
+    axis.set(xticks=[], yticks=[])
+    if extension is None:
+        return
+    kind = samples.index.modalities[modality].kind
+    raw = decode(kind, extension, samples.read(number, extension), samples.locations[number])
+    if kind == "image":
+        axis.imshow(raw)
+    elif kind == "audio":
+        axis.specgram(raw[0] + 1e-8, NFFT=512, Fs=raw[1], noverlap=384, cmap="magma")
+        axis.set_ylim(0, 8000)
+    elif kind == "text":
+        axis.text(0.5, 0.5, raw.replace(" | ", "\n"), ha="center", va="center", wrap=True, fontsize=9)
+    else:
+        axis.plot(raw.ravel())

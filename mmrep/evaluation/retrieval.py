@@ -1,0 +1,184 @@
+"""Zero-shot retrieval in every direction, by the loss's own score, with ranks counted in a stream of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmrep.errors import LossError, MmrepError, did_you_mean
+from mmrep.evaluation.embeddings import Embeddings
+from mmrep.evaluation.metrics import summarize
+
+
+class Scorer(Protocol):
+    """What retrieval asks of a model or a loss: see `mmrep.losses.base.Loss.score`."""
+
+    def score(self, *, target: str, candidates: Tensor, given: Mapping[str, Tensor]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Find ``target`` by the modalities in ``given``."""
+
+    given: tuple[str, ...]
+    target: str
+
+    def __str__(self) -> str:
+        return f"{'+'.join(sorted(self.given))}->{self.target}"
+
+    @classmethod
+    def parse(cls, text: str, modalities: Sequence[str]) -> Direction:
+        """Read ``audio+text->image``.
+
+        Raises:
+            MmrepError: If it is not of that form, or names an unknown modality.
+        """
+        given, arrow, target = text.partition("->")
+        names = tuple(sorted(set(given.split("+"))))
+        for name in (*names, target):
+            if name not in modalities:
+                raise MmrepError(f"direction '{text}': no modality '{name}'", fix=did_you_mean(name, modalities))
+        if not arrow or target in names:
+            raise MmrepError(f"'{text}' is no direction", fix="write it as audio+text->image")
+        return cls(names, target)
+
+
+def all_directions(modalities: Sequence[str]) -> list[Direction]:
+    """Every single direction and, with three modalities or more, every "all others to one"."""
+    names = sorted(modalities)
+    directions = [Direction((given,), target) for given in names for target in names if given != target]
+    if len(names) > 2:
+        directions += [Direction(tuple(n for n in names if n != target), target) for target in names]
+    return directions
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The distinct candidates of a direction: ``rows [C, D]``, their groups ``[C]``, and the samples they come from."""
+
+    rows: Tensor
+    groups: Tensor
+    samples: Tensor
+
+
+def make_gallery(embeddings: Embeddings, target: str) -> Gallery:
+    """All samples that have the target; those of one group with identical content are one candidate.
+
+    A table that repeats a picture for each of its captions thus has each picture once in its gallery, and a query cannot
+    be beaten by copies of one wrong answer.
+    """
+    samples = embeddings.present[target].nonzero()[:, 0]
+    groups = sample_groups(embeddings)[samples]
+    content = embeddings.labels.get(f"content:{target}")
+    if content is not None:
+        identity = torch.stack([groups, content[samples]], dim=1)
+        _, inverse = identity.unique(dim=0, return_inverse=True)
+        first = torch.full((int(inverse.max()) + 1 if len(inverse) else 0,), len(samples)).scatter_reduce(
+            0, inverse, torch.arange(len(samples)), "amin"
+        )
+        keep = first.sort().values
+        samples, groups = samples[keep], groups[keep]
+    return Gallery(embeddings.rows[target][samples], groups, samples)
+
+
+def sample_groups(embeddings: Embeddings) -> Tensor:
+    """int64 ``[N]``: samples with equal numbers are right answers to each other; without labels each is its own group."""
+    own = -2 - torch.arange(len(embeddings))
+    group = embeddings.labels.get("group")
+    return own if group is None else torch.where(group >= 0, group, own)
+
+
+def retrieve(
+    embeddings: Embeddings, scorer: Scorer, directions: Sequence[Direction] | None = None, *, tile: int = 2048
+) -> dict[str, dict[str, Any]]:
+    """The figures of every direction.
+
+    Args:
+        embeddings: A whole split.
+        scorer: Whose rule ranks.
+        directions: What to evaluate; `all_directions` by default, but for those that the loss cannot score.
+        tile: Queries and candidates that are scored at once: memory is ``tile * tile``, never queries x candidates.
+
+    Returns:
+        Direction -> what `mmrep.evaluation.metrics.summarize` gives.
+
+    Raises:
+        MmrepError: On rows that are not finite: NaN compares as false, and would count as a perfect rank.
+    """
+    for name, rows in embeddings.rows.items():
+        if not bool(rows[embeddings.present[name]].isfinite().all()):
+            raise MmrepError(
+                f"embeddings of '{name}' hold NaN or infinity", fix="the model has diverged; lower the learning rate"
+            )
+    figures = {}
+    for direction in directions if directions is not None else all_directions(list(embeddings.rows)):
+        try:
+            figures[str(direction)] = _figures(embeddings, scorer, direction, tile)
+        except LossError:
+            if directions is not None:
+                raise
+    return figures
+
+
+def _figures(embeddings: Embeddings, scorer: Scorer, direction: Direction, tile: int) -> dict[str, Any]:
+    gallery = make_gallery(embeddings, direction.target)
+    queries = answerable(embeddings, direction)
+    ranks = count_ranks(embeddings, scorer, direction, gallery, queries, tile)
+    groups = sample_groups(embeddings)[queries]
+    _, which, sizes = gallery.groups.unique(return_inverse=True, return_counts=True)
+    size_of = dict(zip(gallery.groups.tolist(), sizes[which].tolist(), strict=True))
+    right = [size_of[group] for group in groups.tolist()]
+    chance = sum(right) / max(1, len(right)) / max(1, len(gallery.groups))
+    return summarize(ranks.numpy(), candidates=len(gallery.groups), chance=chance)
+
+
+def answerable(embeddings: Embeddings, direction: Direction) -> Tensor:
+    """Numbers of the samples that can ask: they have all that is given, and the gallery has a right answer."""
+    groups = sample_groups(embeddings)
+    able = torch.stack([embeddings.present[name] for name in direction.given]).all(dim=0)
+    able &= torch.isin(groups, groups[embeddings.present[direction.target]])
+    return able.nonzero()[:, 0]
+
+
+def count_ranks(
+    embeddings: Embeddings, scorer: Scorer, direction: Direction, gallery: Gallery, queries: Tensor, tile: int
+) -> Tensor:
+    """int64 ``[Q]``, from 1: one more than the wrong candidates that score no less than the best right one.
+
+    A tie counts against the query. Two passes over tiles: the best right score, then the count.
+    """
+    groups = sample_groups(embeddings)
+    ranks = torch.ones(len(queries), dtype=torch.int64)
+    for start in range(0, len(queries), tile):
+        asking = queries[start : start + tile]
+        given = {name: embeddings.rows[name][asking] for name in direction.given}
+        right_group = groups[asking][:, None]
+        best = torch.full((len(asking),), -torch.inf)
+        for scores, candidates in _tiles(scorer, direction.target, gallery, given, tile):
+            right = gallery.groups[candidates] == right_group
+            best = torch.maximum(best, scores.masked_fill(~right, -torch.inf).amax(dim=1))
+        for scores, candidates in _tiles(scorer, direction.target, gallery, given, tile):
+            wrong = gallery.groups[candidates] != right_group
+            ranks[start : start + tile] += (wrong & (scores >= best[:, None])).sum(dim=1)
+    return ranks
+
+
+def _tiles(
+    scorer: Scorer, target: str, gallery: Gallery, given: Mapping[str, Tensor], tile: int
+) -> Iterator[tuple[Tensor, slice]]:
+    for start in range(0, len(gallery.groups), tile):
+        candidates = slice(start, start + tile)
+        yield scorer.score(target=target, candidates=gallery.rows[candidates], given=given), candidates
+
+
+def best_candidates(
+    embeddings: Embeddings, scorer: Scorer, direction: Direction, gallery: Gallery, queries: Tensor, k: int
+) -> Tensor:
+    """Places in the gallery ``[Q, min(k, C)]`` of the best candidates, best first."""
+    given = {name: embeddings.rows[name][queries] for name in direction.given}
+    scores = scorer.score(target=direction.target, candidates=gallery.rows, given=given)
+    return scores.topk(min(k, len(gallery.groups)), dim=1).indices

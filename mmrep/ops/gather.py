@@ -1,0 +1,135 @@
+"""Collectives: the only file of mmrep that speaks to torch.distributed.
+
+A loss takes this rank's rows and needs those of all ranks, with gradients. `gather_rows` does that exactly: its backward
+sums over the ranks the gradients of everything that was computed from a row (a reduce-scatter), for any number of rows per
+rank. With ``loss_r = W * (terms of the rows of rank r) / (number of rows of all ranks)`` and DDP's mean over W ranks the
+gradients equal those of one process with the whole batch, encoders and the loss's own parameters alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 where nothing is distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This rank's number; 0 where nothing is distributed."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum over all ranks, without gradient."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def row_counts(rows: int, device: torch.device) -> list[int]:
+    """How many rows each rank has."""
+    if world_size() == 1:
+        return [rows]
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = rows
+    dist.all_reduce(counts)
+    return [int(count) for count in counts.tolist()]
+
+
+def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
+    """The rows of all ranks, in rank order.
+
+    Args:
+        rows: ``[n_r, ...]`` of this rank; ``n_r`` may differ between ranks, and be 0.
+        counts: What `row_counts` said, where the caller has asked already.
+
+    Returns:
+        ``[sum of n_r, ...]``, equal on all ranks. Gradients flow back to the rank that a row came from, summed over ranks.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows, counts or row_counts(len(rows), rows.device))
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather forward, reduce-scatter (sum) backward, both on rows padded to the longest rank."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        longest = max(counts)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        everyone = rows.new_empty(len(counts) * longest, *rows.shape[1:])
+        dist.all_gather_into_tensor(everyone, padded)
+        return (
+            torch.cat([part[:count] for part, count in zip(everyone.split(longest), counts, strict=True)])
+            if longest
+            else everyone
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        counts, longest = ctx.counts, max(ctx.counts)
+        # A fresh contiguous buffer: gloo reads the memory of a strided gradient in the wrong order, without a word.
+        padded = grad.new_zeros(len(counts), longest, *grad.shape[1:])
+        for part, mine in zip(padded, grad.split(counts), strict=True):
+            part[: len(mine)] = mine
+        own = grad.new_empty(longest, *grad.shape[1:])
+        dist.reduce_scatter_tensor(own, padded.flatten(0, 1))
+        return own[: counts[rank()]], None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Embeddings of all ranks.
+
+    Attributes:
+        rows: Per modality ``[N, ...]`` with gradients.
+        present: Per modality bool ``[N]``.
+        offset: Number of the first row of this rank.
+        local: How many rows this rank has.
+    """
+
+    rows: dict[str, Tensor]
+    present: dict[str, Tensor]
+    offset: int
+    local: int
+
+
+def gather_embeddings(embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Gathered:
+    """Gather all modalities and their presence.
+
+    All modalities travel in one collective: every rank then runs the same collectives, forward and backward, whatever its
+    batch lacks, and their order cannot differ between ranks.
+
+    Args:
+        embeddings: Modality -> this rank's rows ``[n_r, ...]``, the same modalities and shapes on all ranks.
+        present: Modality -> bool ``[n_r]``; all present where None.
+    """
+    names = list(embeddings)
+    stacked = torch.stack([embeddings[name] for name in names], dim=1)
+    counts = row_counts(len(stacked), stacked.device)
+    rows = gather_rows(stacked, counts)
+    masks = [
+        torch.ones(len(stacked), dtype=torch.bool, device=stacked.device) if present is None else present[n]
+        for n in names
+    ]
+    everyone = gather_rows(torch.stack(masks, dim=1).to(torch.uint8), counts).bool()
+    return Gathered(
+        {name: rows[:, i] for i, name in enumerate(names)},
+        {name: everyone[:, i] for i, name in enumerate(names)},
+        sum(counts[: rank()]),
+        len(stacked),
+    )

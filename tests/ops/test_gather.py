@@ -1,0 +1,63 @@
+"""The gather: rows of all ranks, and gradients back to where they came from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmrep.ops.gather import gather_embeddings, gather_rows, row_counts
+from tests.gloo_pool import GlooPool
+
+
+def rows_of(rank: int, count: int) -> Tensor:
+    return (torch.arange(count * 3, dtype=torch.float64).view(count, 3) + 100 * rank).requires_grad_()
+
+
+def gathered(rank: int, count: int) -> tuple[Tensor, list[int]]:
+    rows = rows_of(rank, count)
+    return gather_rows(rows).detach(), row_counts(count, rows.device)
+
+
+def test_rows_come_in_rank_order_also_when_uneven(pool3: GlooPool) -> None:
+    counts = (2, 0, 3)
+    expected = torch.cat([rows_of(rank, count) for rank, count in enumerate(counts)]).detach()
+    for rows, seen in pool3.run(gathered, list(enumerate(counts))):
+        assert torch.equal(rows, expected)
+        assert seen == list(counts)
+
+
+def strided_gradient(rank: int, count: int, weights: Tensor) -> Tensor:
+    """Gradient of a loss whose gradient towards the gathered rows has transposed strides."""
+    rows = rows_of(rank, count)
+    everyone = gather_rows(rows)
+    transposed = weights.T.contiguous().T  # the values of weights, columns first in memory
+    everyone.backward(transposed * (rank + 1))
+    assert rows.grad is not None
+    return rows.grad
+
+
+def test_a_strided_gradient_arrives_whole_and_summed_over_ranks(pool2: GlooPool) -> None:
+    """gloo reads strided memory in the wrong order: torch.distributed.nn.functional.all_gather fails this test."""
+    weights = torch.arange(15, dtype=torch.float64).view(5, 3)
+    first, second = pool2.run(strided_gradient, [(0, 2, weights), (1, 3, weights)])
+    assert torch.equal(first, 3 * weights[:2])
+    assert torch.equal(second, 3 * weights[2:])
+
+
+def presence_everywhere(rank: int) -> tuple[dict[str, Tensor], int, int]:
+    rows = {"x": rows_of(rank, 2), "y": rows_of(rank, 2)}
+    present = {"x": torch.tensor([rank == 0, True]), "y": torch.tensor([True, rank == 1])}
+    gathered = gather_embeddings(rows, present)
+    return gathered.present, gathered.offset, gathered.local
+
+
+def test_presence_travels_with_the_rows(pool2: GlooPool) -> None:
+    for rank, (present, offset, local) in enumerate(pool2.run(presence_everywhere, [(0,), (1,)])):
+        assert present["x"].tolist() == [True, True, False, True]
+        assert present["y"].tolist() == [True, False, True, True]
+        assert (offset, local) == (2 * rank, 2)
+
+
+def test_one_process_gathers_nothing() -> None:
+    rows = rows_of(0, 2)
+    assert gather_rows(rows) is rows
