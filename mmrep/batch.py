@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
-
-Waveform = tuple[np.ndarray, int]
-"""Mono float32 samples ``[T]`` in [-1, 1], and their rate in Hz: what decoded audio is."""
 
 Input = Tensor | list[Tensor]
 """One modality of a batch: ``[B, ...]``, or a list of such tensors, one per resolution (multi-crop)."""
@@ -23,8 +19,8 @@ class Batch:
         inputs: Per modality a dense tensor ``[B, ...]`` (zeros where absent), or a list of them, one per resolution.
         present: Per modality a bool tensor ``[B]``: which samples have it.
         keys: The samples' keys. An empty key marks padding: a row that belongs to no sample and has no modality.
-        labels: Per label an int64 tensor ``[B]``; -1 where a sample has none. ``group`` names the samples that are
-            right answers to each other, and ``content:MODALITY`` is a digest of the raw bytes.
+        labels: Per label an int64 tensor ``[B]``; -1 where a sample has none. ``@group`` names the samples that are
+            right answers to each other, and ``@content:MODALITY`` is a digest of the raw bytes.
     """
 
     inputs: dict[str, Input]

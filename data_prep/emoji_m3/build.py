@@ -62,16 +62,15 @@ def build(
         DataError: A package is missing or broken, or ``out`` holds another build and ``overwrite`` is off.
     """
     stamps = {task: make_stamp(settings, task) for task in tasks}
-    missing = [task for task in tasks if overwrite or not is_complete(out / task, stamps[task])]
+    missing = [task for task in tasks if overwrite or not is_complete(settings, out, task)]
     if not missing:
         return []
     catalog = load_catalog(settings, fetch_all(cache))
     pictures = dict(track(render_all(catalog), sum(len(emoji.vendors) for emoji in catalog.emoji), "pictures"))
     for task in missing:
         prepare(out / task, stamps[task], overwrite)
-    make_shards(
-        settings, catalog, pictures, [shard for task in missing for shard in shards_of(settings, out, task)], workers
-    )
+    shards = [shard for task in missing for shard in shards_of(settings, out, task)]
+    make_shards(settings, catalog, pictures, shards, workers)
     for task in missing:
         write_index(out / task, catalog, stamps[task])
     return missing
@@ -81,26 +80,25 @@ def make_stamp(settings: Settings, task: str) -> dict[str, Any]:
     """All that the bytes of a build follow from."""
     npm = {tarball.package: {"version": tarball.version, "sha256": tarball.sha256} for tarball in TARBALLS.values()}
     pypi = {package: {"version": version} for package, version in python_versions().items()}
-    stamp = {
-        "dataset": "emoji-m3",
-        "format": FORMAT,
-        "task": task,
-        "settings": asdict(settings),
-        "packages": npm | pypi,
-    }
-    return dict(json.loads(json.dumps(stamp)))
+    facts = {"dataset": "emoji-m3", "format": FORMAT, "task": task, "settings": asdict(settings)}
+    return facts | {"packages": npm | pypi}
 
 
-def is_complete(folder: Path, stamp: dict[str, Any]) -> bool:
-    """Whether the folder holds this build with its index; raises DataError when it holds anything else."""
+def stamp_text(stamp: dict[str, Any]) -> str:
+    """The stamp as its file holds it."""
+    return json.dumps(stamp, indent=1, sort_keys=True) + "\n"
+
+
+def is_complete(settings: Settings, out: Path, task: str) -> bool:
+    """Whether ``out`` holds this task whole, with its index; raises DataError when it holds anything else."""
+    folder = out / task
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    path = folder / STAMP
-    if not path.exists() or json.loads(path.read_text("utf-8")) != stamp:
-        raise DataError(
-            "the folder holds something else", where=folder, fix="choose another --out, or pass --overwrite"
-        )
-    return (folder / INDEX).exists()
+    stamp = folder / STAMP
+    if not stamp.exists() or stamp.read_text("utf-8", errors="replace") != stamp_text(make_stamp(settings, task)):
+        fix = "choose another --out, or pass --overwrite"
+        raise DataError("the folder holds something else", where=folder, fix=fix)
+    return (folder / INDEX).exists() and not shards_of(settings, out, task)
 
 
 def prepare(folder: Path, stamp: dict[str, Any], overwrite: bool) -> None:
@@ -110,7 +108,7 @@ def prepare(folder: Path, stamp: dict[str, Any], overwrite: bool) -> None:
         for path in [folder / INDEX, folder / STAMP, *sorted(folder.glob("*.tar"))]:
             path.unlink(missing_ok=True)
     beside = folder / f"{STAMP}.tmp"
-    beside.write_text(json.dumps(stamp, indent=1, sort_keys=True) + "\n", "utf-8")
+    beside.write_text(stamp_text(stamp), "utf-8")
     beside.replace(folder / STAMP)
 
 

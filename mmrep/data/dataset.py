@@ -17,8 +17,8 @@ from mmrep.data.plan import PADDING, Plan, PlanSampler
 from mmrep.data.reader import Samples
 from mmrep.errors import ConfigError, did_you_mean
 
-GROUP = "group"
-"""The label that holds a digest of the index's group key."""
+GROUP = "@group"
+"""The label that holds a digest of the index's group key; the @ keeps it apart from fields of the user's JSON."""
 
 
 class Preprocessor(Protocol):
@@ -70,7 +70,8 @@ class ShardDataset(Dataset[Any]):
         sample = Sample(key=self.samples.locations[number].key, labels=self._labels(number))
         with torch.random.fork_rng(devices=[], enabled=self.train):
             if self.train:
-                torch.manual_seed(_digest(f"{self.seed} {epoch} {number}".encode()) % 2**63)
+                # torch.manual_seed would seed every device too, which costs more than decoding a small picture
+                torch.default_generator.manual_seed(_digest(f"{self.seed} {epoch} {number}".encode()))
             for modality in self.transforms:
                 self._fill(sample, number, modality)
         return sample
@@ -103,7 +104,7 @@ class ShardDataset(Dataset[Any]):
 
 def content_label(modality: str) -> str:
     """The label that holds a digest of a modality's bytes: equal contents are one item of a gallery."""
-    return f"content:{modality}"
+    return f"@content:{modality}"
 
 
 def check_modalities(index: Index, encoders: Mapping[str, Preprocessor]) -> None:

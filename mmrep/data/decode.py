@@ -8,15 +8,15 @@ from __future__ import annotations
 import io
 import json
 import math
+import tokenize
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from mmrep.batch import Waveform
 from mmrep.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -25,15 +25,24 @@ MAX_AUDIO_SAMPLES = 48_000 * 60 * 30
 """Half an hour at 48 kHz, over all channels."""
 MAX_ARRAY_BYTES = 256 * 1024 * 1024
 
+Waveform = tuple[np.ndarray, int]
+"""Mono float32 samples ``[T]`` in [-1, 1], and their rate in Hz."""
+
 IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 AUDIO_FORMATS = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "mp3": "MP3"}
+
+
+BROKEN = (
+    *(OSError, ValueError, RuntimeError, SyntaxError, EOFError, TypeError, RecursionError),
+    *(Image.DecompressionBombError, tokenize.TokenError),  # what Pillow and NumPy's header parser add
+)
 
 
 def decode(kind: str, extension: str, data: bytes, where: object) -> Any:
     """Decode one member.
 
     Args:
-        kind: ``image`` gives an RGB ``PIL.Image``, ``audio`` a `mmrep.batch.Waveform`, ``text`` a str, ``array`` a NumPy array,
+        kind: ``image`` gives an RGB ``PIL.Image``, ``audio`` a `Waveform`, ``text`` a str, ``array`` a NumPy array,
             ``json`` what the JSON holds.
         extension: The member's extension; only the format that it names is accepted.
         data: The member's bytes.
@@ -47,7 +56,7 @@ def decode(kind: str, extension: str, data: bytes, where: object) -> Any:
         return DECODERS[kind](suffix, data)
     except DataError as error:
         raise DataError(f"{kind} .{extension}: {error.what}", where=where, fix=error.fix) from error
-    except (OSError, ValueError, RuntimeError, SyntaxError, EOFError, TypeError, RecursionError) as error:
+    except BROKEN as error:
         raise DataError(
             f"{kind} .{extension} cannot be decoded ({str(error) or type(error).__name__})", where=where
         ) from error
@@ -67,6 +76,7 @@ def _image(suffix: str, data: bytes) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[_allowed(suffix, IMAGE_FORMATS)]])
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}", fix="shrink the picture")
+    image = ImageOps.exif_transpose(image)  # cameras store how they were held
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

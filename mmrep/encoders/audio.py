@@ -13,7 +13,7 @@ import torchaudio.functional as AF
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
-from mmrep.batch import Waveform
+from mmrep.data.decode import Waveform
 from mmrep.encoders.base import Encoder
 
 
@@ -72,7 +72,7 @@ class MelAudioEncoder(Encoder):
     ) -> None:
         super().__init__(embed_dim, 2 * width, seconds=seconds, rate=rate, mels=mels, width=width, augment=augment)
         self.rate, self.length, self.augment = rate, round(seconds * rate), augment
-        self.mel = MelSpectrogram(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 80, n_mels=mels)
+        self.mel = MelSpectrogram(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 50, n_mels=mels)
         layers: list[nn.Module] = []
         for before in (mels, width, width):
             layers += [nn.Conv1d(before, width, 5, stride=2, padding=2), nn.GroupNorm(8, width), nn.GELU()]

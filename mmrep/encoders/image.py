@@ -20,7 +20,7 @@ class ConvImageEncoder(Encoder):
         embed_dim: Width of the embedding space.
         image_size: Pictures are resized to this many pixels a side.
         width: Channels after the first convolution; they double with each of the four.
-        augment: Whether training crops, tilts and recolours the picture.
+        augment: Whether training moves, tilts, scales and recolours the picture.
     """
 
     kind = "image"
@@ -36,16 +36,18 @@ class ConvImageEncoder(Encoder):
         self.backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
-        size = [self.image_size, self.image_size]
+        size, bilinear = [self.image_size, self.image_size], InterpolationMode.BILINEAR
         if not (train and self.augment):
             plain: Callable[[Any], Tensor] = v2.Compose([v2.Resize(size, antialias=True), v2.PILToTensor()])
             return plain
         augmented: Callable[[Any], Tensor] = v2.Compose(
             [
-                v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18), antialias=True),
+                v2.Resize(size, antialias=True),
+                v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4),
+                v2.RandomAffine(
+                    degrees=12, translate=(0.08, 0.08), scale=(0.85, 1.2), fill=255, interpolation=bilinear
+                ),
                 v2.PILToTensor(),
-                v2.RandomAffine(degrees=12, translate=(0.08, 0.08), fill=255),
-                v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.04),
             ]
         )
         return augmented

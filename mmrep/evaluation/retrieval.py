@@ -73,7 +73,7 @@ def make_gallery(embeddings: Embeddings, target: str) -> Gallery:
     """
     samples = embeddings.present[target].nonzero()[:, 0]
     groups = sample_groups(embeddings)[samples]
-    content = embeddings.labels.get(f"content:{target}")
+    content = embeddings.labels.get(f"@content:{target}")
     if content is not None:
         identity = torch.stack([groups, content[samples]], dim=1)
         _, inverse = identity.unique(dim=0, return_inverse=True)
@@ -88,7 +88,7 @@ def make_gallery(embeddings: Embeddings, target: str) -> Gallery:
 def sample_groups(embeddings: Embeddings) -> Tensor:
     """int64 ``[N]``: samples with equal numbers are right answers to each other; without labels each is its own group."""
     own = -2 - torch.arange(len(embeddings))
-    group = embeddings.labels.get("group")
+    group = embeddings.labels.get("@group")
     return own if group is None else torch.where(group >= 0, group, own)
 
 

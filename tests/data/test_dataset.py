@@ -1,0 +1,94 @@
+"""From shards to batches: presence, labels, and random numbers that depend on the sample alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrep.batch import Batch
+from mmrep.data.dataset import ShardDataset, make_loader
+from mmrep.data.index import Index
+from mmrep.data.reader import Samples
+from mmrep.data.writer import write_shard
+from mmrep.encoders import ConvImageEncoder, Encoder, FeaturesEncoder, MelAudioEncoder, NgramTextEncoder
+from mmrep.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def encoders() -> dict[str, Encoder]:
+    return {
+        "image": ConvImageEncoder(8, image_size=16, width=8),
+        "text": NgramTextEncoder(8, buckets=64, length=32),
+        "audio": MelAudioEncoder(8, seconds=0.2, width=8),
+    }
+
+
+def batches(shards: Path, encoders: dict[str, Encoder], split: str, *, train: bool, workers: int = 0) -> list[Batch]:
+    dataset = ShardDataset(Samples(Index.load(shards), split), encoders, train=train, seed=0)
+    return list(make_loader(dataset, encoders, 8, num_workers=workers))
+
+
+def test_batches_have_shape_type_and_presence(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
+    found = batches(tiny_shards, encoders, "test", train=False)
+    assert [len(batch) for batch in found] == [8, 8, 8]
+    keys = [key for batch in found for key in batch.keys]
+    assert [key for key in keys if key] == [f"test-0-{i:04d}" for i in range(13)] + [
+        f"test-1-{i:04d}" for i in range(7)
+    ]
+    for batch in found:
+        assert batch.inputs["image"].shape == (8, 3, 16, 16) and batch.inputs["image"].dtype == torch.uint8
+        assert batch.inputs["audio"].dtype == torch.int16 and batch.inputs["text"].dtype == torch.int32
+        for name, present in batch.present.items():
+            absent = batch.inputs[name][~present]
+            assert float(absent.float().abs().sum()) == 0
+            assert torch.equal(present, batch.labels[f"@content:{name}"] >= 0)
+    numbers = range(68, 88)
+    present = torch.cat([batch.present["image"] for batch in found])[:20]
+    assert present.tolist() == [number % 7 != 3 for number in numbers]
+    labels = torch.cat([batch.labels["label"] for batch in found])
+    assert labels.tolist() == [number % 6 for number in numbers] + [-1] * 4
+    groups = torch.cat([batch.labels["@group"] for batch in found])[:20]
+    assert len(set(groups.tolist())) == 6 and groups[0] == groups[6]
+
+
+def test_workers_change_nothing(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
+    """The augmentation of a sample comes from (seed, epoch, sample), not from the worker or what was loaded before."""
+    alone, shared = (batches(tiny_shards, encoders, "train", train=True, workers=workers) for workers in (0, 2))
+    for one, other in zip(alone, shared, strict=True):
+        assert one.keys == other.keys
+        assert all(torch.equal(one.inputs[name], other.inputs[name]) for name in encoders)
+
+
+def test_training_is_augmented_and_evaluation_is_not(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
+    samples = Samples(Index.load(tiny_shards), "train")
+    train = ShardDataset(samples, encoders, train=True, seed=0)
+    assert not torch.equal(train[(0, 0)].values["audio"], train[(1, 0)].values["audio"])
+    assert torch.equal(train[(1, 0)].values["audio"], train[(1, 0)].values["audio"])
+    plain = ShardDataset(samples, encoders, train=False, seed=0)
+    assert torch.equal(plain[(0, 0)].values["audio"], plain[(1, 0)].values["audio"])
+
+
+def test_loading_leaves_the_random_state_of_the_process_alone(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
+    before = torch.get_rng_state()
+    ShardDataset(Samples(Index.load(tiny_shards), "train"), encoders, train=True, seed=0)[(0, 0)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_modalities_that_do_not_fit_are_refused(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
+    samples = Samples(Index.load(tiny_shards), "test")
+    with pytest.raises(ConfigError, match="did you mean 'image'"):
+        ShardDataset(samples, {"imgae": encoders["image"]}, train=False, seed=0)
+    with pytest.raises(ConfigError, match="modality 'audio' is audio, its encoder FeaturesEncoder takes array"):
+        ShardDataset(samples, {"audio": FeaturesEncoder(8)}, train=False, seed=0)
+
+
+def test_a_broken_sample_names_its_shard_and_key(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
+    from mmrep.data.index import Modality, build_index
+
+    write_shard(tmp_path / "train-0.tar", [{"__key__": "k1", "png": b"no picture"}])
+    build_index(tmp_path, {"image": Modality(("png",), "image")}).save()
+    dataset = ShardDataset(Samples(Index.load(tmp_path), "train"), {"image": encoders["image"]}, train=False, seed=0)
+    with pytest.raises(DataError, match=r"train-0\.tar:k1"):
+        dataset[(0, 0)]
