@@ -3,8 +3,9 @@
 - plain: one emoji; the text is its name (in training sometimes its keywords), the audio its name, in the same or another
   language.
 - joint: L languages; the text is L names of L different emoji, one per language, in random order; the audio is the name
-  of an unrelated emoji, spoken in one of the languages; the picture is the emoji named in that language. Text alone leaves
-  L pictures, equally likely; audio alone tells a language and nothing of the picture.
+  of an unrelated emoji, spoken in one of the languages; the picture is the emoji named in that language. Each text comes
+  L times in a row, asked for in each language once: text alone leaves L pictures equally likely, even to a model that
+  has learned the training texts by heart. Audio alone tells a language and nothing of the picture.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ def plan_shard(settings: Settings, emoji: Sequence[Emoji], task: str, split: str
     if task == "plain":
         return [_plain(rng, settings, emoji, split) for _ in range(count)]
     pool = unambiguous(emoji, settings.joint_languages)
-    return [_joint(rng, settings, pool, split) for _ in range(count)]
+    samples: list[Sample] = []
+    while len(samples) < count:
+        samples += _joint(rng, settings, pool, split)
+    return samples[:count]
 
 
 def _plain(rng: Random, settings: Settings, emoji: Sequence[Emoji], split: str) -> Sample:
@@ -74,16 +78,19 @@ def _plain(rng: Random, settings: Settings, emoji: Sequence[Emoji], split: str) 
     return _finish(rng, split, shown, ((text_lang, words),), shown.names[audio_lang], audio_lang)
 
 
-def _joint(rng: Random, settings: Settings, pool: Sequence[Emoji], split: str) -> Sample:
+def _joint(rng: Random, settings: Settings, pool: Sequence[Emoji], split: str) -> list[Sample]:
+    """One text, asked for in each of its languages."""
     languages = settings.joint_languages
-    *named, unrelated = rng.sample(pool, len(languages) + 1)
+    named = rng.sample(pool, len(languages))
     while tuple_split(named, settings.seed) != SPLITS[split].tuples:
-        *named, unrelated = rng.sample(pool, len(languages) + 1)
-    asked = rng.randrange(len(languages))
+        named = rng.sample(pool, len(languages))
     words = [(language, emoji.names[language]) for language, emoji in zip(languages, named, strict=True)]
     rng.shuffle(words)
-    audio_lang = languages[asked]
-    return _finish(rng, split, named[asked], tuple(words), unrelated.names[audio_lang], audio_lang)
+    others = [emoji for emoji in pool if emoji not in named]
+    return [
+        _finish(rng, split, shown, tuple(words), rng.choice(others).names[language], language)
+        for language, shown in zip(languages, named, strict=True)
+    ]
 
 
 def tuple_split(named: Sequence[Emoji], seed: int) -> str:

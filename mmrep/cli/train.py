@@ -20,7 +20,7 @@ from mmrep.cli.messages import explain
 from mmrep.cli.progress import PlainProgress
 from mmrep.cli.run_folder import RunFolder
 from mmrep.data.datamodule import ShardDataModule
-from mmrep.errors import CheckpointError, ConfigError
+from mmrep.errors import CheckpointError, ConfigError, MmrepError
 from mmrep.interop.load import read_checkpoint
 from mmrep.modules import ContrastiveModule
 
@@ -31,7 +31,12 @@ def run(arguments: list[str]) -> int:
     missing = [file for file in _config_files(arguments) if not Path(file).is_file()]
     if missing:
         raise ConfigError("no such config file", where=missing[0], fix="the ones that come with mmrep are in configs/")
-    TrainCLI(arguments)
+    try:
+        TrainCLI(arguments)
+    except ValueError as error:  # jsonargparse wraps what a constructor raises
+        if isinstance(error.__cause__, MmrepError):
+            raise error.__cause__ from error
+        raise
     return 0
 
 

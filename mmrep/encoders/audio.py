@@ -89,7 +89,8 @@ class MelAudioEncoder(Encoder):
             torch.no_grad(),
             torch.autocast(inputs.device.type, enabled=False),
         ):  # power spectra overflow half precision
-            mel = (self.mel(inputs.float() / 32768) + 1e-6).log()
+            waveform = inputs.float() / 32768
+            mel = (self.mel(waveform / (waveform.std(dim=1, keepdim=True) + 1e-3)) + 1e-4).log()
             mel = (mel - mel.mean(dim=(1, 2), keepdim=True)) / (mel.std(dim=(1, 2), keepdim=True) + 1e-5)
             if self.training and self.augment:
                 mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[1] // 5, 0.0, axis=2)[:, 0]

@@ -36,7 +36,7 @@ class HashedNgrams:
 
     def _ngrams(self, text: str) -> list[str]:
         # Whole words first: where a long text is cut, it loses its letter groups before its words.
-        words = [f"<{word}>" for word in unicodedata.normalize("NFKC", text).casefold().split()]
+        words = [f"<{word}>" for word in unicodedata.normalize("NFKC", text).casefold().split()] or ["<>"]
         sizes = range(self.longest, 0, -1)
         return words + [
             word[i : i + n] for n in sizes for word in words for i in range(len(word) - n + 1) if len(word) > n

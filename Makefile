@@ -1,0 +1,46 @@
+# Every target makes the environment first, if there is none: a clone, Python 3.11 and make are enough.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+
+help: ## What there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | column -t -s '|'
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[wandb,tensorboard,viz,emoji-m3,dev]'
+	@touch $(STAMP)
+
+install: $(STAMP) ## The environment, in .venv
+
+demo: ## Build Emoji-M3 mini, train CLIP and Symile on the joint task, evaluate both: about ten minutes on two cores
+	@start=$$(date +%s) && $(MAKE) --no-print-directory install && \
+	$(BIN)/python -m benchmarks.demo --setup-seconds $$(( $$(date +%s) - start ))
+
+test: $(STAMP) ## Format, lint, types, and all tests but the slow ones
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(STAMP) ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow ## Both
+
+format: $(STAMP) ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+data: $(STAMP) ## Emoji-M3 mini in data/emoji_m3
+	$(BIN)/python -m data_prep.emoji_m3 --out data/emoji_m3 --size mini
+
+clean: ## Remove the environment and caches; data/ and runs/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+.PHONY: help install demo test test-slow test-all format data clean

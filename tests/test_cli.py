@@ -1,0 +1,271 @@
+"""The command as a user types it: a whole run on small shards, and every mistake answered in one line with exit code 2."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import mmrep
+from mmrep.cli import main
+
+CONFIG: dict[str, Any] = {
+    "model": {
+        "class_path": "mmrep.modules.PairwiseCLIP",
+        "init_args": {
+            "embed_dim": 16,
+            "lr": 5e-3,
+            "warmup_steps": 2,
+            "encoders": {
+                "image": {"class_path": "mmrep.encoders.ConvImageEncoder", "init_args": {"image_size": 16, "width": 8}},
+                "text": {"class_path": "mmrep.encoders.NgramTextEncoder", "init_args": {"width": 16, "buckets": 512}},
+                "audio": {"class_path": "mmrep.encoders.MelAudioEncoder", "init_args": {"seconds": 0.2, "width": 16}},
+            },
+        },
+    },
+    "data": {"global_batch_size": 16, "num_workers": 0},
+    "trainer": {"accelerator": "cpu", "max_epochs": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
+    """A folder with config.yaml, and a run "base" of two epochs."""
+    folder = tmp_path_factory.mktemp("home")
+    config = {**CONFIG, "data": {**CONFIG["data"], "path": str(tiny_shards)}, "runs": str(folder / "runs")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(folder / "config.yaml"), "--name", "base"]) == 0
+    return folder
+
+
+def fit(home: Path, *options: str, name: str = "other") -> int:
+    return main(["fit", "--config", str(home / "config.yaml"), "--name", name, *options])
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last error, which must be one line."""
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error and error[-1].startswith("mmrep: error: ") and len(error) == 1, error
+    return error[0]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_config_metrics_checkpoints_and_model(home: Path) -> None:
+    run = home / "runs" / "base"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.csv", "checkpoints", "model"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["lr"] == 5e-3
+    metrics = rows(run / "metrics.csv")
+    assert [row for row in metrics if row.get("train/loss")] and [row for row in metrics if row.get("val/loss")]
+    assert any(row.get("val/audio+text->image/recall@1") for row in metrics)
+    model = mmrep.load(run)
+    assert model.encode(text=["a red thing"])["text"].shape == (1, 16)
+
+
+def test_the_saved_config_runs_again_and_gives_the_same_model(home: Path) -> None:
+    run = home / "runs" / "base"
+    assert main(["fit", "--config", str(run / "config.yaml"), "--name", "again", "--checkpoint.dirpath", "null"]) == 0
+    one, other = (mmrep.load(home / "runs" / name).state_dict() for name in ("base", "again"))
+    assert all(bool((one[key] == other[key]).all()) for key in one)
+
+
+def test_eval_writes_the_json_of_the_design_and_a_picture(
+    home: Path, tiny_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = home / "result.json", home / "picture.png"
+    words = ["eval", "retrieval", "--checkpoint", str(home / "runs" / "base"), "--data", str(tiny_shards)]
+    assert main([*words, "--out", str(out), "--picture", str(picture)]) == 0
+    assert "audio+text->image" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert set(result) == {"task", "checkpoint", "data", "split", "n", "directions"}
+    assert result["task"] == "retrieval" and result["n"] == 20 and len(result["directions"]) == 9
+    figures = result["directions"]["text->image"]
+    assert set(figures) == {
+        *("queries", "candidates", "recall@1", "recall@5", "recall@10", "recall@1_ci95", "mrr", "median_rank"),
+        "chance_recall@1",
+    }
+    assert 0 <= figures["recall@1_ci95"][0] <= figures["recall@1"] <= figures["recall@1_ci95"][1] <= 1
+    assert figures["queries"] == 18 and figures["chance_recall@1"] == pytest.approx(1 / 6, abs=0.02)
+    from PIL import Image
+
+    assert min(Image.open(picture).size) > 300
+    assert main([*words, "--out", str(out)]) == 2
+    assert "--overwrite" in one_line(capsys)
+
+
+def test_test_and_predict_take_a_checkpoint(home: Path) -> None:
+    run = home / "runs" / "base"
+    common = [
+        "--config",
+        str(home / "config.yaml"),
+        "--name",
+        "base",
+        "--ckpt_path",
+        str(run / "checkpoints" / "last.ckpt"),
+    ]
+    before = (run / "metrics.csv").read_bytes()
+    assert main(["test", *common]) == 0
+    assert any(row.get("test/audio+text->image/recall@1") for row in rows(run / "test" / "metrics.csv"))
+    assert (run / "metrics.csv").read_bytes() == before
+    assert main(["predict", *common]) == 0
+    found = np.load(run / "predictions" / "embeddings-rank0.npz", allow_pickle=False)
+    assert found["text"].shape == (20, 16) and len(set(found["keys"].tolist())) == 20
+    assert int(found["text_present"].sum()) == 18
+
+
+def test_resume_goes_on_and_keeps_the_earlier_metrics(home: Path) -> None:
+    shutil.copytree(home / "runs" / "base", home / "runs" / "longer")
+    assert fit(home, "--resume", "auto", "--trainer.max_epochs", "3", name="longer") == 0
+    run = home / "runs" / "longer"
+    assert {row["epoch"] for row in rows(run / "metrics.csv")} == {"2"}
+    assert {row["epoch"] for row in rows(run / "metrics.before-resume-1.csv")} == {"0", "1"}
+
+
+def test_two_gloo_ranks_train_and_count_each_sample_once(home: Path) -> None:
+    assert (
+        fit(home, "--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--trainer.max_epochs", "1", name="two")
+        == 0
+    )
+    assert fit(home, "--trainer.max_epochs", "1", name="one") == 0
+    two, one = (mmrep.load(home / "runs" / name).state_dict() for name in ("two", "one"))
+    worst = max(float((one[key].double() - two[key].double()).abs().max()) for key in one)
+    assert worst < 1e-3, "the same seed and global batches train the same model on one rank and on two"
+    last = [rows(home / "runs" / name / "metrics.csv")[-1] for name in ("two", "one")]
+    recall = [float(row["val/text->image/recall@1"]) for row in last]
+    assert recall[0] == pytest.approx(recall[1], abs=0.12)
+
+
+def test_wandb_offline_and_tensorboard_by_flag(home: Path) -> None:
+    assert fit(home, "--wandb", "true", "--tensorboard", "true", "--trainer.max_epochs", "1", name="logged") == 0
+    run = home / "runs" / "logged"
+    assert list(run.rglob("events.out.tfevents*")) and list(run.rglob("*.wandb")) and (run / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.init_args.lrr", "1"], "unknown key 'lrr'; did you mean 'lr'?"),
+        (["--data.pathh", "x"], "did you mean 'path'?"),
+        (["--trainer.max_epohcs", "1"], "did you mean 'max_epochs'?"),
+        (["--model", "mmrep.modules.PairwiseClip"], "did you mean 'PairwiseCLIP'?"),
+        (["--model.init_args.encoders.image", "mmrep.encoders.ConvImagEncoder"], "did you mean 'ConvImageEncoder'?"),
+        (["--model.init_args.encoders.image.init_args.widht", "8"], "did you mean 'width'?"),
+        (["--model.init_args.lr", "fast"], "fast"),
+        (["--data.path", "nowhere"], "no index.json [nowhere]; there is no such folder"),
+        (["--data.train_split", "trian"], "no split 'trian'"),
+        (["--data.global_batch_size", "999"], "lower data.global_batch_size"),
+        (["--model.init_args.encoders.ecg", "mmrep.encoders.FeaturesEncoder"], "no modality 'ecg'"),
+        (["--model.init_args.reduction", "median"], "reduction='median'"),
+        (["--ckpt_path", "nothing.ckpt"], "no such checkpoint"),
+        (["--resume", "yes"], "--resume auto"),
+        (["--name", "../outside"], "cannot name a run"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(
+    home: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(home, *options) == 2
+    assert message in one_line(capsys)
+    assert not (home / "runs" / "other").exists() and not (home / "outside").exists()
+
+
+def test_a_misspelt_key_in_yaml_names_the_nearest(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (home / "config.yaml").read_text()
+    for wrong, right in (
+        ("warmup_step:", "warmup_steps"),
+        ("global_batchsize:", "global_batch_size"),
+        ("trainr:", "trainer"),
+    ):
+        key = {"warmup_step:": "warmup_steps:", "global_batchsize:": "global_batch_size:", "trainr:": "trainer:"}[wrong]
+        (home / "bad.yaml").write_text(text.replace(key, wrong))
+        assert main(["fit", "--config", str(home / "bad.yaml")]) == 2
+        assert f"did you mean '{right}'?" in one_line(capsys)
+    assert main(["fit", "--config", str(home / "absent.yaml")]) == 2
+    assert "no such config file" in one_line(capsys)
+
+
+def test_an_existing_run_is_kept_until_the_new_one_can_start(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = home / "runs" / "base"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert fit(home, name="base") == 2
+    assert "add --overwrite, --resume auto, or another --name" in one_line(capsys)
+    assert fit(home, "--overwrite", "true", "--data.path", "nowhere", name="base") == 2
+    assert fit(home, "--resume", "auto", "--model.init_args.embed_dim", "8", name="base") == 2
+    assert "model.embed_dim is 16 there and 8 here" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (home / "runs" / "mine").mkdir()
+    (home / "runs" / "mine" / "thesis.txt").write_text("years of work")
+    assert fit(home, "--overwrite", "true", name="mine") == 2
+    assert (home / "runs" / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--checkpoint", "nowhere", "--data", "SHARDS"], "no model [nowhere]"),
+        (["--checkpoint", "RUN", "--data", "nowhere"], "no index.json"),
+        (["--checkpoint", "RUN", "--data", "SHARDS", "--split", "tset"], "did you mean 'test'?"),
+        (["--checkpoint", "RUN", "--data", "SHARDS", "--direction", "txt->image"], "did you mean 'text'?"),
+    ],
+)
+def test_eval_mistakes(
+    home: Path, tiny_shards: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"RUN": str(home / "runs" / "base"), "SHARDS": str(tiny_shards)}
+    assert main(["eval", "retrieval", *(places.get(word, word) for word in options)]) == 2
+    assert message in one_line(capsys)
+
+
+def test_data_index_check_and_stats(tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(tiny_shards, tmp_path / "shards")
+    (folder / "index.json").unlink()
+    modalities = ["--modality", "image=png,jpg", "--modality", "text=txt", "--modality", "sound=flac"]
+    assert main(["data", "index", str(folder), *modalities, "--group-key", "label", "--label-key", "label"]) == 0
+    assert main(["data", "check", str(folder)]) == 0
+    assert main(["data", "stats", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "88 samples in 5 shards" in out and "sound" in out and "16 (80%)" in out
+    (folder / "val-000000.tar").write_bytes(b"\0" * (folder / "val-000000.tar").stat().st_size)
+    assert main(["data", "check", str(folder)]) == 2
+    assert "val-000000.tar" in one_line(capsys)
+    for wrong, message in (
+        (["--modality", "image"], "image=jpg"),
+        (["--modality", "x=exe"], "no decoder"),
+        ([], "no modality"),
+    ):
+        assert main(["data", "index", str(folder), *wrong]) == 2
+        assert message in one_line(capsys)
+
+
+def test_help_answers_without_importing_torch() -> None:
+    """A fresh process: at most a second of CPU, and no heavy module."""
+    code = (
+        "import sys, time, mmrep.cli; code = mmrep.cli.main(['--help']); "
+        "assert code == 0 and not {'torch', 'pytorch_lightning'} & set(sys.modules); print('CPU', time.process_time())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "mmrep COMMAND" in out and float(out.split("CPU")[1]) < 1.0
+
+
+def test_the_command_itself() -> None:
+    command = Path(sys.executable).with_name("mmrep")
+    start = time.monotonic()
+    result = subprocess.run([command, "fti"], capture_output=True, text=True, env={**os.environ})
+    assert result.returncode == 2 and result.stderr == "mmrep: error: no command 'fti'; did you mean 'fit'?\n"
+    assert time.monotonic() - start < 30
+    assert (
+        subprocess.run([command, "--version"], capture_output=True, text=True).stdout == f"mmrep {mmrep.__version__}\n"
+    )

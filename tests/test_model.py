@@ -1,0 +1,177 @@
+"""The model: one embedding space, saved and loaded with its preprocessing and its rule, and never running a file's code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import mmrep
+from mmrep.encoders import ConvImageEncoder, Encoder, FeaturesEncoder, MelAudioEncoder, NgramTextEncoder
+from mmrep.errors import CheckpointError, ConfigError, DataError, MmrepError
+from mmrep.losses import PairwiseCLIPLoss, SymileLoss
+from mmrep.model import MultimodalModel
+from tests.tiny import png
+
+
+def small(loss: Any = None, **settings: Any) -> MultimodalModel:
+    encoders: dict[str, Encoder] = {
+        "image": ConvImageEncoder(8, image_size=16, width=8),
+        "text": NgramTextEncoder(8, width=16, buckets=99, length=32),
+        "audio": MelAudioEncoder(8, seconds=0.2, width=16),
+    }
+    return MultimodalModel(encoders, loss or PairwiseCLIPLoss(), **settings)
+
+
+ITEMS: dict[str, list[Any]] = {
+    "image": [Image.new("RGB", (20, 20), "red"), Image.new("L", (9, 9), 30)],
+    "text": ["a red thing", "ein dunkles Ding", ""],
+    "audio": [(np.sin(np.arange(4000) / 5).astype(np.float32), 16000)],
+}
+
+
+def test_encode_gives_unit_rows_and_leaves_the_mode_alone() -> None:
+    model = small().train()
+    rows = model.encode(**ITEMS, batch_size=2)
+    assert model.training
+    for name, values in ITEMS.items():
+        assert rows[name].shape == (len(values), 8) and rows[name].dtype == torch.float32
+        assert torch.allclose(rows[name].norm(dim=1), torch.ones(len(values)), atol=1e-5)
+    assert torch.equal(model.encode(text=[])["text"], torch.zeros(0, 8))
+    again = model.encode(**ITEMS, batch_size=1)
+    assert all(torch.allclose(rows[name], again[name], atol=1e-6) for name in rows)
+
+
+def test_layernorm_gives_rows_of_mean_0_and_variance_1() -> None:
+    rows = small(normalize="layernorm").encode(text=["a", "b"])["text"]
+    assert torch.allclose(rows.mean(1), torch.zeros(2), atol=1e-5)
+    assert torch.allclose(rows.var(1, unbiased=False), torch.ones(2), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "loss", [PairwiseCLIPLoss(init_temperature=0.2), SymileLoss(negatives="all", init_logit_scale=2.0)]
+)
+def test_a_saved_model_comes_back_with_preprocessing_and_rule(tmp_path: Path, loss: Any) -> None:
+    model = small(loss, normalize="layernorm").eval()
+    again = mmrep.load(model.save_pretrained(tmp_path / "m"))
+    assert again.config() == model.config() and again.modalities == ("image", "text", "audio")
+    one, other = model.encode(**ITEMS), again.encode(**ITEMS)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    given = {"text": one["text"][:1], "audio": one["audio"]}
+    scores = [each.score(target="image", candidates=one["image"], given=given) for each in (model, again)]
+    assert torch.equal(*scores)
+
+
+def test_files_are_read_and_bad_ones_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png((200, 10, 10)))
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    model = small()
+    assert model.encode(image=[tmp_path / "a.png", str(tmp_path / "a.png")])["image"].shape == (2, 8)
+    with pytest.raises(DataError, match=r"b\.png"):
+        model.encode(image=[tmp_path / "b.png"])
+    with pytest.raises(DataError, match="no such image file"):
+        model.encode(image=[tmp_path / "c.png"])
+    with pytest.raises(MmrepError, match="did you mean 'text'"):
+        model.encode(txt=["a"])
+    with pytest.raises(MmrepError, match="is None"):
+        model.encode(text=[None])
+
+
+def test_a_shared_encoder_is_one_module_and_survives_saving(tmp_path: Path) -> None:
+    text = NgramTextEncoder(8, width=16, buckets=99, length=32)
+    model = MultimodalModel({"text": text}, PairwiseCLIPLoss(), share={"title": "text"}).eval()
+    assert model.by_modality["title"] is text and model.modalities == ("text", "title")
+    rows = model({"text": text.transform(False)("x")[None], "title": text.transform(False)("x")[None]})
+    assert torch.equal(rows["text"], rows["title"])
+    again = mmrep.load(model.save_pretrained(tmp_path))
+    assert torch.equal(again.encode(title=["x"])["title"], model.encode(text=["x"])["text"])
+
+
+def test_views_are_rows_per_sample() -> None:
+    model = small()
+    views = [torch.zeros(2, 3, 3, 16, 16, dtype=torch.uint8), torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)]
+    assert model({"image": views})["image"].shape == (2, 4, 8)
+
+
+def test_impossible_models_are_refused() -> None:
+    with pytest.raises(ConfigError, match="common embed_dim"):
+        MultimodalModel({"a": FeaturesEncoder(4), "b": FeaturesEncoder(5)}, PairwiseCLIPLoss())
+    with pytest.raises(ConfigError, match="did you mean 'layernorm'"):
+        MultimodalModel({"a": FeaturesEncoder(4)}, PairwiseCLIPLoss(), normalize="layer_norm")
+    with pytest.raises(ConfigError, match="share"):
+        MultimodalModel({"a": FeaturesEncoder(4)}, PairwiseCLIPLoss(), share={"b": "c"})
+    with pytest.raises(ConfigError, match="plain names"):
+        MultimodalModel({"a.b": FeaturesEncoder(4)}, PairwiseCLIPLoss())
+
+
+def test_missing_and_broken_folders_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="give a run folder"):
+        mmrep.load(tmp_path / "nowhere")
+    folder = small().save_pretrained(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match="broken file"):
+        mmrep.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        mmrep.load(folder)
+
+
+def test_weights_of_another_config_are_a_short_diff(tmp_path: Path) -> None:
+    folder = small().save_pretrained(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoders.text.head.weight"] = torch.zeros(8, 99)
+    del weights["loss.logit_scale"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"head.weight: \(8, 99\) instead of \(8, 16\); loss.logit_scale: missing"
+    ):
+        mmrep.load(folder)
+
+
+@pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "Encoder", "Loss", "PairwiseCLIPLoss"])
+def test_a_config_cannot_name_code_to_run(tmp_path: Path, name: str) -> None:
+    folder = small().save_pretrained(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["encoders"]["text"] = {"class": name, "settings": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"class '{name}'"):
+        mmrep.load(folder)
+
+
+class MyEncoder(FeaturesEncoder):
+    """An encoder of the user's own."""
+
+
+def test_own_classes_are_given_by_hand(tmp_path: Path) -> None:
+    folder = MultimodalModel({"x": MyEncoder(4)}, PairwiseCLIPLoss()).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="classes="):
+        mmrep.load(folder)
+    assert isinstance(mmrep.load(folder, classes={"MyEncoder": MyEncoder}).encoders["x"], MyEncoder)
+
+
+class Evil:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "x": Evil(tmp_path / "ran")}, tmp_path / "evil.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "evil.ckpt").read_bytes()[:300])
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    for name in ("evil", "cut"):
+        with pytest.raises(CheckpointError, match="not a safe, whole checkpoint"):
+            mmrep.load(tmp_path / f"{name}.ckpt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of mmrep"):
+        mmrep.load(tmp_path / "foreign.ckpt")
+    assert not (tmp_path / "ran").exists()
