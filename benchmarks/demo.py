@@ -57,7 +57,7 @@ def run(data: Path, out: Path, seconds: dict[str, float]) -> dict[str, Any]:
     for name in OBJECTIVES.values():
         words = ["fit", "--config", f"configs/emoji_m3/{name}.yaml", "--data.path", str(data / "joint")]
         with timed(seconds, "train"):
-            step(f"train {name}", mmrep([*words, "--runs", str(out), "--name", name, "--overwrite", "true"]))
+            step(f"train {name}", mmrep([*words, "--runs", str(out), "--name", name, "--overwrite"]))
     joint = {}
     for objective, name in OBJECTIVES.items():
         with timed(seconds, "eval"):

@@ -135,21 +135,17 @@ def test_resume_goes_on_and_keeps_the_earlier_metrics(home: Path) -> None:
 
 
 def test_two_gloo_ranks_train_and_count_each_sample_once(home: Path) -> None:
-    assert (
-        fit(home, "--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--trainer.max_epochs", "1", name="two")
-        == 0
-    )
-    assert fit(home, "--trainer.max_epochs", "1", name="one") == 0
-    two, one = (mmrep.load(home / "runs" / name).state_dict() for name in ("two", "one"))
-    worst = max(float((one[key].double() - two[key].double()).abs().max()) for key in one)
-    assert worst < 1e-3, "the same seed and global batches train the same model on one rank and on two"
-    last = [rows(home / "runs" / name / "metrics.csv")[-1] for name in ("two", "one")]
-    recall = [float(row["val/text->image/recall@1"]) for row in last]
-    assert recall[0] == pytest.approx(recall[1], abs=0.12)
+    once = ["--trainer.max_epochs", "1", "--model.init_args.encoders.audio.init_args.augment", "false"]
+    assert fit(home, *once, "--trainer.devices", "2", "--trainer.strategy", "ddp_fork", name="two") == 0
+    assert fit(home, *once, name="one") == 0
+    two, one = (rows(home / "runs" / name / "metrics.csv")[-1] for name in ("two", "one"))
+    # Weights are no measure: AdamW moves a weight by a whole step whatever the size of its gradient, rounding included.
+    assert float(two["val/loss"]) == pytest.approx(float(one["val/loss"]), rel=2e-3)
+    assert float(two["val/text->image/recall@1"]) == pytest.approx(float(one["val/text->image/recall@1"]), abs=0.12)
 
 
 def test_wandb_offline_and_tensorboard_by_flag(home: Path) -> None:
-    assert fit(home, "--wandb", "true", "--tensorboard", "true", "--trainer.max_epochs", "1", name="logged") == 0
+    assert fit(home, "--wandb", "--tensorboard", "--trainer.max_epochs", "1", name="logged") == 0
     run = home / "runs" / "logged"
     assert list(run.rglob("events.out.tfevents*")) and list(run.rglob("*.wandb")) and (run / "metrics.csv").exists()
 
@@ -202,13 +198,15 @@ def test_an_existing_run_is_kept_until_the_new_one_can_start(home: Path, capsys:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert fit(home, name="base") == 2
     assert "add --overwrite, --resume auto, or another --name" in one_line(capsys)
-    assert fit(home, "--overwrite", "true", "--data.path", "nowhere", name="base") == 2
+    assert fit(home, "--overwrite", "--data.path", "nowhere", name="base") == 2
+    assert "no such folder" in one_line(capsys)
     assert fit(home, "--resume", "auto", "--model.init_args.embed_dim", "8", name="base") == 2
     assert "model.embed_dim is 16 there and 8 here" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     (home / "runs" / "mine").mkdir()
     (home / "runs" / "mine" / "thesis.txt").write_text("years of work")
-    assert fit(home, "--overwrite", "true", name="mine") == 2
+    assert fit(home, "--overwrite", name="mine") == 2
+    assert "holds no run of mmrep" in one_line(capsys)
     assert (home / "runs" / "mine" / "thesis.txt").exists()
 
 

@@ -76,7 +76,8 @@ def _image(suffix: str, data: bytes) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[_allowed(suffix, IMAGE_FORMATS)]])
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}", fix="shrink the picture")
-    image = ImageOps.exif_transpose(image)  # cameras store how they were held
+    if suffix != "png":
+        image = ImageOps.exif_transpose(image)  # cameras store how they were held
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

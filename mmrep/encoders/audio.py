@@ -57,6 +57,7 @@ class MelAudioEncoder(Encoder):
         mels: Bands of the spectrogram.
         width: Channels of the convolutions.
         augment: Whether training varies speed, loudness and start, and masks bands and stretches of the spectrogram.
+        batch_norm: Whether the projection head standardises features over the global batch.
     """
 
     kind = "audio"
@@ -69,8 +70,18 @@ class MelAudioEncoder(Encoder):
         mels: int = 40,
         width: int = 128,
         augment: bool = True,
+        batch_norm: bool = False,
     ) -> None:
-        super().__init__(embed_dim, 2 * width, seconds=seconds, rate=rate, mels=mels, width=width, augment=augment)
+        super().__init__(
+            embed_dim,
+            2 * width,
+            seconds=seconds,
+            rate=rate,
+            mels=mels,
+            width=width,
+            augment=augment,
+            batch_norm=batch_norm,
+        )
         self.rate, self.length, self.augment = rate, round(seconds * rate), augment
         self.mel = MelSpectrogram(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 50, n_mels=mels)
         layers: list[nn.Module] = []

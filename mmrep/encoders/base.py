@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.batch import Input
+from mmrep.encoders.batch_norm import GatheredBatchNorm
 
 
 class Encoder(nn.Module):
@@ -20,16 +21,20 @@ class Encoder(nn.Module):
     Args:
         embed_dim: Width of the embedding space.
         feature_dim: Width of the backbone's output.
+        batch_norm: Whether the projection head standardises features over the global batch: see
+            `mmrep.encoders.batch_norm.GatheredBatchNorm`.
         **settings: The subclass's other arguments, plain values.
     """
 
     kind: ClassVar[str]
     """What it takes: a kind of `mmrep.data.index.KINDS`."""
 
-    def __init__(self, embed_dim: int, feature_dim: int, **settings: Any) -> None:
+    def __init__(self, embed_dim: int, feature_dim: int, *, batch_norm: bool = False, **settings: Any) -> None:
         super().__init__()
-        self.embed_dim, self.feature_dim, self.settings = embed_dim, feature_dim, settings
-        self.head = nn.Linear(feature_dim, embed_dim, bias=False)
+        self.embed_dim, self.feature_dim, self.settings = embed_dim, feature_dim, {**settings, "batch_norm": batch_norm}
+        self.head: nn.Module = nn.Linear(feature_dim, embed_dim, bias=batch_norm)
+        if batch_norm:
+            self.head = nn.Sequential(GatheredBatchNorm(feature_dim), self.head)
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
         """A picklable function from one decoded sample to a compact tensor (`Input`); random only if ``train``.

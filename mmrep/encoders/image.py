@@ -21,12 +21,17 @@ class ConvImageEncoder(Encoder):
         image_size: Pictures are resized to this many pixels a side.
         width: Channels after the first convolution; they double with each of the four.
         augment: Whether training moves, tilts, scales and recolours the picture.
+        batch_norm: Whether the projection head standardises features over the global batch.
     """
 
     kind = "image"
 
-    def __init__(self, embed_dim: int, image_size: int = 32, width: int = 32, augment: bool = True) -> None:
-        super().__init__(embed_dim, 8 * width, image_size=image_size, width=width, augment=augment)
+    def __init__(
+        self, embed_dim: int, image_size: int = 32, width: int = 32, augment: bool = True, batch_norm: bool = False
+    ) -> None:
+        super().__init__(
+            embed_dim, 8 * width, image_size=image_size, width=width, augment=augment, batch_norm=batch_norm
+        )
         self.image_size, self.augment = image_size, augment
         self.standardize = Standardize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         layers: list[nn.Module] = []
@@ -68,14 +73,15 @@ class OpenClipImageEncoder(Encoder):
     Args:
         embed_dim: Width of the embedding space; a linear head leads from the tower's output to it.
         architecture: A name that ``open_clip.list_models()`` gives.
+        batch_norm: Whether the projection head standardises features over the global batch.
     """
 
     kind = "image"
 
-    def __init__(self, embed_dim: int, architecture: str = "ViT-B-32") -> None:
+    def __init__(self, embed_dim: int, architecture: str = "ViT-B-32", batch_norm: bool = False) -> None:
         model = create_towers(architecture)
         self.preprocessing = preprocessing(model.visual)
-        super().__init__(embed_dim, self.preprocessing.width, architecture=architecture)
+        super().__init__(embed_dim, self.preprocessing.width, architecture=architecture, batch_norm=batch_norm)
         self.tower = model.visual
         self.standardize = Standardize(self.preprocessing.mean, self.preprocessing.std)
 

@@ -52,14 +52,23 @@ class NgramTextEncoder(Encoder):
         buckets: Size of the hash table.
         length: At most so many n-grams of a text are taken.
         longest: Longest n-gram, in characters.
+        batch_norm: Whether the projection head standardises features over the global batch.
     """
 
     kind = "text"
 
     def __init__(
-        self, embed_dim: int, width: int = 128, buckets: int = 16384, length: int = 192, longest: int = 4
+        self,
+        embed_dim: int,
+        width: int = 128,
+        buckets: int = 16384,
+        length: int = 192,
+        longest: int = 4,
+        batch_norm: bool = False,
     ) -> None:
-        super().__init__(embed_dim, width, width=width, buckets=buckets, length=length, longest=longest)
+        super().__init__(
+            embed_dim, width, width=width, buckets=buckets, length=length, longest=longest, batch_norm=batch_norm
+        )
         self.ngrams = HashedNgrams(buckets, length, longest)
         self.vectors = nn.Embedding(buckets, width, padding_idx=0)
         self.norm = nn.LayerNorm(width)
@@ -93,13 +102,14 @@ class OpenClipTextEncoder(Encoder):
     Args:
         embed_dim: Width of the embedding space; a linear head leads from the tower's output to it.
         architecture: A name that ``open_clip.list_models()`` gives.
+        batch_norm: Whether the projection head standardises features over the global batch.
     """
 
     kind = "text"
 
-    def __init__(self, embed_dim: int, architecture: str = "ViT-B-32") -> None:
+    def __init__(self, embed_dim: int, architecture: str = "ViT-B-32", batch_norm: bool = False) -> None:
         tower = create_towers(architecture).text
-        super().__init__(embed_dim, output_width(tower), architecture=architecture)
+        super().__init__(embed_dim, output_width(tower), architecture=architecture, batch_norm=batch_norm)
         self.tower = tower
 
     def transform(self, train: bool) -> Callable[[Any], Any]:

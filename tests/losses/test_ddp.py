@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmrep.encoders.batch_norm import GatheredBatchNorm
 from mmrep.losses import Loss, PairwiseCLIPLoss, SymileLoss
 from tests.gloo_pool import GlooPool
 
@@ -27,10 +28,15 @@ PATTERNS = ("complete", "sample", "batch", "rank", "everywhere")
 class Objective(nn.Module):
     """Linear encoders and a loss, as DDP wraps them."""
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Loss, batch_norm: bool = False) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.encoders = nn.ModuleDict({name: nn.Linear(WIDTH, DIM) for name in NAMES})
+        self.encoders: nn.ModuleDict = nn.ModuleDict({name: nn.Linear(WIDTH, DIM) for name in NAMES})
+        if batch_norm:
+            heads = {name: nn.Sequential(GatheredBatchNorm(DIM), nn.Linear(DIM, DIM)) for name in NAMES}
+            self.encoders = nn.ModuleDict(
+                {name: nn.Sequential(nn.Linear(WIDTH, DIM, bias=False), heads[name]) for name in NAMES}
+            )
         self.loss = loss
 
     def forward(self, inputs: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
@@ -60,7 +66,7 @@ def presence(pattern: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
 
 def gradients(name: str, inputs: dict[str, Tensor], present: dict[str, Tensor], distributed: bool) -> dict[str, Tensor]:
     """Gradients after two steps' worth of calls, and the loss; the second call must not hang either."""
-    objective = Objective(LOSSES[name]())
+    objective = Objective(LOSSES[name.removeprefix("bn+")](), batch_norm=name.startswith("bn+"))
     module = DistributedDataParallel(objective) if distributed else objective
     for _ in range(2):
         objective.zero_grad()
@@ -74,7 +80,7 @@ def split(tensors: dict[str, Tensor], sizes: tuple[int, ...]) -> list[dict[str, 
     return [{name: tensor.split(list(sizes))[rank] for name, tensor in tensors.items()} for rank in range(len(sizes))]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "bn+clip", "bn+symile-shuffled"])
 @pytest.mark.parametrize("sizes", [(4, 4), (5, 3), (7, 1), (8, 0), (3, 2, 3), (0, 8, 0)])
 def test_gradients_equal_one_process(name: str, sizes: tuple[int, ...], request: pytest.FixtureRequest) -> None:
     pool: GlooPool = request.getfixturevalue(f"pool{len(sizes)}")
