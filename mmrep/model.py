@@ -181,7 +181,7 @@ class MultimodalModel(nn.Module):
         """Write ``config.json`` and ``model.safetensors``, each beside and renamed."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json.part").write_text(json.dumps(self.config(), indent=1, ensure_ascii=False) + "\n")
+        (folder / "config.json.part").write_text(json.dumps(self.config(), indent=1) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors.part")
         for name in ("model.safetensors", "config.json"):

@@ -13,6 +13,7 @@ from mmrep.data.dataset import Preprocessor, ShardDataset, check_modalities, mak
 from mmrep.data.index import Index
 from mmrep.data.plan import Plan
 from mmrep.data.reader import Samples
+from mmrep.errors import ConfigError
 
 
 class ShardDataModule(pl.LightningDataModule):
@@ -83,6 +84,10 @@ class ShardDataModule(pl.LightningDataModule):
         trainer = self.trainer
         assert self.index is not None, "Lightning calls setup() before it asks for loaders"
         assert trainer is not None, "a trainer is attached before its loaders are made"
+        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise ConfigError(
+                "the plan shares samples over ranks itself", fix="give Trainer(use_distributed_sampler=False)"
+            )
         encoders = cast(Mapping[str, Preprocessor], cast(Any, trainer.lightning_module.model).by_modality)
         return make_loader(
             ShardDataset(Samples(self.index, split), encoders, train=train, seed=self.seed),

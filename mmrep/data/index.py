@@ -99,7 +99,7 @@ class Index:
         del content["folder"]
         path = self.folder / "index.json"
         beside = path.with_suffix(".json.part")
-        beside.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+        beside.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return beside.replace(path)
 
     @classmethod
@@ -114,7 +114,7 @@ class Index:
         if not path.is_file():
             raise DataError("no index.json", where=path.parent, fix=_missing_advice(path.parent))
         try:
-            return _parse(json.loads(path.read_text()), path.parent)
+            return _parse(json.loads(path.read_text(encoding="utf-8")), path.parent)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
             raise DataError(f"broken index ({error})", where=path, fix="make it anew: mmrep data index") from error
 

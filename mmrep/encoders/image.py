@@ -48,8 +48,7 @@ class ConvImageEncoder(Encoder):
         augmented: Callable[[Any], Tensor] = v2.Compose(
             [
                 v2.Resize(size, antialias=True),
-                v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.8, hue=0.08),
-                v2.RandomGrayscale(0.2),
+                v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4),
                 v2.RandomAffine(
                     degrees=12, translate=(0.08, 0.08), scale=(0.85, 1.2), fill=255, interpolation=bilinear
                 ),

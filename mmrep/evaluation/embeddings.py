@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mmrep.batch import Batch, Input
+from mmrep.batch import Batch
 from mmrep.errors import MmrepError
 from mmrep.model import MultimodalModel
 from mmrep.ops.gather import gather_rows
@@ -96,8 +96,3 @@ def embed_loader(
         if advance is not None:
             advance(len(batch))
     return collector.result()
-
-
-def names_of(rows: Mapping[str, Input]) -> Sequence[str]:
-    """Modalities in alphabetical order: how joined directions are written."""
-    return sorted(rows)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrep.errors import LossError, did_you_mean
+from mmrep.errors import LossError
 
 Embeddings = Mapping[str, Tensor]
 Presence = Mapping[str, Tensor]
@@ -114,13 +114,3 @@ def connected_zero(embeddings: Embeddings, parameters: list[Tensor]) -> Tensor:
     """A zero that depends on every embedding and parameter, so that a step without a single pair still has gradients
     (of zero) on every rank: DDP waits for each of them."""
     return sum((tensor.sum() * 0.0 for tensor in [*embeddings.values(), *parameters]), torch.tensor(0.0))
-
-
-def check_modality(name: str, embeddings: Embeddings) -> None:
-    """Refuse a modality that the batch does not have.
-
-    Raises:
-        LossError: If it has not.
-    """
-    if name not in embeddings:
-        raise LossError(f"no modality '{name}' in the batch", fix=did_you_mean(name, embeddings))

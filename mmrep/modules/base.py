@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmrep.batch import Batch
 from mmrep.encoders import Encoder
-from mmrep.errors import CheckpointError, ConfigError, did_you_mean
+from mmrep.errors import CheckpointError, ConfigError
 from mmrep.evaluation.embeddings import EmbeddingCollector
 from mmrep.evaluation.retrieval import retrieve
 from mmrep.interop.load import CONFIG_KEY
@@ -173,13 +173,3 @@ def _differences(theirs: Any, ours: Any, path: str = "model") -> list[str]:
         keys = sorted(theirs.keys() | ours.keys())
         return [line for key in keys for line in _differences(theirs.get(key), ours.get(key), f"{path}.{key}")]
     return [] if theirs == ours else [f"{path} is {theirs!r} there and {ours!r} here"]
-
-
-def check_name(name: str, known: tuple[str, ...], where: str) -> None:
-    """Refuse a setting that is none of the known words.
-
-    Raises:
-        ConfigError: If it is none of them.
-    """
-    if name not in known:
-        raise ConfigError(f"'{name}' is unknown", where=where, fix=did_you_mean(name, known))

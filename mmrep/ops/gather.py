@@ -27,14 +27,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum over all ranks, without gradient."""
-    total = value.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total
-
-
 def row_counts(rows: int, device: torch.device) -> list[int]:
     """How many rows each rank has."""
     if world_size() == 1:
