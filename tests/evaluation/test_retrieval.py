@@ -160,4 +160,5 @@ def test_every_sample_counts_once_on_any_number_of_ranks(pool2: GlooPool, pool3:
     for pool in (pool2, pool3):
         for result in pool.run(sharded, [(rank, pool.world) for rank in range(pool.world)]):
             for direction, figures in alone.items():  # ranks come in another order, so that means may round differently
-                assert result[direction] == pytest.approx(figures, rel=1e-12)
+                for name, value in figures.items():
+                    assert result[direction][name] == pytest.approx(value, rel=1e-12), (direction, name)
