@@ -176,6 +176,7 @@ def _quieten() -> None:
         ".*Experiment logs directory.*",
         ".*barrier.*device.*",
         ".*LeafSpec.*",
+        ".*It is recommended to use .self.log.*sync_dist.*",  # these are computed from all ranks' rows already
         ".*custom batch sampler `PlanSampler` for prediction.*",
     ):
         warnings.filterwarnings("ignore", message=message)
