@@ -77,9 +77,27 @@ def test_a_run_leaves_config_metrics_checkpoints_and_model(home: Path) -> None:
 
 def test_the_saved_config_runs_again_and_gives_the_same_model(home: Path) -> None:
     run = home / "runs" / "base"
-    assert main(["fit", "--config", str(run / "config.yaml"), "--name", "again", "--checkpoint.dirpath", "null"]) == 0
+    assert main(["fit", "--config", str(run / "config.yaml"), "--name", "again"]) == 0
+    assert list((home / "runs" / "again" / "checkpoints").glob("*.ckpt"))
     one, other = (mmrep.load(home / "runs" / name).state_dict() for name in ("base", "again"))
     assert all(bool((one[key] == other[key]).all()) for key in one)
+
+
+def test_a_start_option_is_not_part_of_the_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run started with --overwrite leaves a config.yaml that does not overwrite it."""
+    assert fit(home, "--trainer.max_epochs", "1", name="replaced") == 0
+    assert fit(home, "--overwrite", "--trainer.max_epochs", "1", name="replaced") == 0
+    saved = home / "runs" / "replaced" / "config.yaml"
+    content = yaml.safe_load(saved.read_text())
+    assert not content["overwrite"] and not content["resume"] and not content["checkpoint"]["dirpath"]
+    capsys.readouterr()
+    assert main(["fit", "--config", str(saved)]) == 2
+    assert "the run folder exists" in one_line(capsys)
+    checkpoint = home / "runs" / "replaced" / "checkpoints" / "last.ckpt"
+    for option in (["--resume", "auto"], ["--ckpt_path", str(checkpoint)]):
+        assert fit(home, "--overwrite", *option, name="replaced") == 2
+        assert "would remove the checkpoint" in one_line(capsys)
+    assert checkpoint.exists()
 
 
 def test_eval_writes_the_json_of_the_design_and_a_picture(

@@ -28,14 +28,24 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def check(self, *, overwrite: bool, resume: str | None) -> None:
+    def check(self, *, overwrite: bool, resume: str | None, checkpoint: str | None = None) -> None:
         """Refuse to train into a folder that holds something, unless the user said what to do with it.
 
+        Args:
+            overwrite: Whether an earlier run may be replaced.
+            resume: ``auto`` to go on from its last checkpoint.
+            checkpoint: What the new run starts from, if the user named it.
+
         Raises:
-            ConfigError: If it holds results of a run, or is no run folder at all.
+            ConfigError: If it holds results of a run, is no run folder at all, or what the run starts from would be removed.
         """
         if resume not in (None, "auto"):
             raise ConfigError(f"--resume {resume}", fix="use --resume auto, or --ckpt_path FILE")
+        inside = checkpoint is not None and self.path.resolve() in Path(checkpoint).resolve().parents
+        if overwrite and (resume or inside):
+            raise ConfigError(
+                "--overwrite would remove the checkpoint to go on from", where=self.path, fix="leave it out"
+            )
         if not _first_rank() or not self.path.exists() or not any(self.path.iterdir()):
             return
         ours = any((self.path / name).exists() for name in (*RESULTS, "config.yaml"))

@@ -89,10 +89,11 @@ class TrainCLI(LightningCLI):
         name = options.name or next((Path(f).stem for f in _config_files(self._arguments)), "run")
         self.run_folder = RunFolder(Path(options.runs), name)
         if self.subcommand == "fit":
-            self.run_folder.check(overwrite=options.overwrite, resume=options.resume)
+            self.run_folder.check(overwrite=options.overwrite, resume=options.resume, checkpoint=options.ckpt_path)
             if options.resume:
                 options.ckpt_path = options.ckpt_path or self.run_folder.newest_checkpoint()
             options.name = name
+        self._dirpath = options.checkpoint.dirpath
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run_folder.checkpoints)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -128,6 +129,10 @@ class TrainCLI(LightningCLI):
         self.datamodule.check(self.model.model.by_modality, str(self.subcommand))
         if self.subcommand == "fit" and self.run_folder is not None:
             self.run_folder.make_way(overwrite=options.overwrite)
+        # What belongs to this start and not to the run stays out of config.yaml: started again under another name, it must
+        # neither replace this run nor write into its folder.
+        options.overwrite, options.resume, options.ckpt_path = False, None, None
+        options.checkpoint.dirpath = self._dirpath
 
     def after_fit(self) -> None:
         """Leave the trained model in the run folder: the best checkpoint's weights where one metric is watched."""
