@@ -15,7 +15,7 @@ from mmrep.data.decode import decode
 from mmrep.data.index import Index
 from mmrep.data.plan import PADDING, Plan, PlanSampler
 from mmrep.data.reader import Samples
-from mmrep.errors import ConfigError, did_you_mean
+from mmrep.errors import ConfigError, DataError, did_you_mean
 
 GROUP = "@group"
 """The label that holds a digest of the index's group key; the @ keeps it apart from fields of the user's JSON."""
@@ -93,13 +93,24 @@ class ShardDataset(Dataset[Any]):
         if "json" not in self.samples.locations[number].members or not (key or self.classes):
             return {}
         record = decode("json", "json", self.samples.read(number, "json"), self.samples.locations[number])
+        if not isinstance(record, dict):
+            raise DataError("the json is no object", where=self.samples.locations[number])
         labels = {}
         if key and record.get(key) is not None:
             labels[GROUP] = _digest(str(record[key]).encode())
         for name, classes in self.classes.items():
-            value = record.get(name)
-            labels[name] = value if isinstance(value, int) else classes.get(value, -1)
+            labels[name] = _class_number(record.get(name), classes)
         return labels
+
+
+def _class_number(value: Any, classes: Mapping[str, int]) -> int:
+    """The number of a class that the JSON gives by name or by number; -1 for none of them.
+
+    A number that is itself the name of a class ("10" of "1", "10", "2") is a name.
+    """
+    if str(value) in classes:
+        return classes[str(value)]
+    return value if isinstance(value, int) and 0 <= value < len(classes) else -1
 
 
 def content_label(modality: str) -> str:

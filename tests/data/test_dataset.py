@@ -53,6 +53,38 @@ def test_batches_have_shape_type_and_presence(tiny_shards: Path, encoders: dict[
     assert len(set(groups.tolist())) == 6 and groups[0] == groups[6]
 
 
+def test_classes_by_name_and_by_number(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
+    """Numbers as names sort as text ("1", "10", "2"): 10 is the second class then, not the eleventh."""
+    from mmrep.data.index import Label, Modality, build_index, label_classes
+
+    values: list[object] = [1, 2, 10, "2", 99, None]
+    samples = [{"__key__": f"k{i}", "txt": "x", "json": {"digit": value}} for i, value in enumerate(values)]
+    write_shard(tmp_path / "test-0.tar", [*samples, {"__key__": "list", "txt": "x", "json": [1]}])
+    assert label_classes(tmp_path, "digit") == ["1", "10", "2", "99"]
+    text = Modality(("txt",), "text")
+    build_index(tmp_path, {"text": text}, labels={"digit": Label(["1", "10", "2"])}).save()
+    dataset = ShardDataset(Samples(Index.load(tmp_path), "test"), {"text": encoders["text"]}, train=False, seed=0)
+    assert [dataset[(0, i)].labels["digit"] for i in range(len(values))] == [0, 2, 1, 2, -1, -1]
+    with pytest.raises(DataError, match=r"no object .*test-0\.tar:list"):
+        dataset[(0, len(values))]
+
+
+def test_an_empty_shard_has_no_batch_and_says_so(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
+    from mmrep.data.index import Modality, build_index
+    from mmrep.errors import MmrepError
+    from mmrep.evaluation.embeddings import embed_loader
+    from mmrep.losses import PairwiseCLIPLoss
+    from mmrep.model import MultimodalModel
+
+    write_shard(tmp_path / "test-0.tar", [])
+    write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "txt": "x"}])
+    build_index(tmp_path, {"text": Modality(("txt",), "text")}).save()
+    model = MultimodalModel({"text": encoders["text"]}, PairwiseCLIPLoss())
+    dataset = ShardDataset(Samples(Index.load(tmp_path), "test"), model.by_modality, train=False, seed=0)
+    with pytest.raises(MmrepError, match="nothing to evaluate"):
+        embed_loader(model, make_loader(dataset, model.by_modality, 4))
+
+
 def test_workers_change_nothing(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
     """The augmentation of a sample comes from (seed, epoch, sample), not from the worker or what was loaded before."""
     alone, shared = (batches(tiny_shards, encoders, "train", train=True, workers=workers) for workers in (0, 2))
