@@ -96,10 +96,8 @@ class MelAudioEncoder(Encoder):
         return torch.zeros(n, self.length, dtype=torch.int16)
 
     def features(self, inputs: Tensor) -> Tensor:
-        with (
-            torch.no_grad(),
-            torch.autocast(inputs.device.type, enabled=False),
-        ):  # power spectra overflow half precision
+        # Power spectra overflow half precision.
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
             waveform = inputs.float() / 32768
             mel = (self.mel(waveform / (waveform.std(dim=1, keepdim=True) + 1e-3)) + 1e-4).log()
             mel = (mel - mel.mean(dim=(1, 2), keepdim=True)) / (mel.std(dim=(1, 2), keepdim=True) + 1e-5)

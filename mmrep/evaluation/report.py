@@ -47,7 +47,7 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
         return ["-"] * 7
     low, high = figures["recall@1_ci95"]
     return [
-        f"{figures['recall@1']:.1%}".rstrip("%"),
+        f"{100 * figures['recall@1']:.1f}",
         f"{100 * low:.1f}-{100 * high:.1f}",
         f"{100 * figures['recall@5']:.1f}",
         f"{100 * figures['recall@10']:.1f}",
