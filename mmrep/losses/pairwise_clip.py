@@ -1,106 +1,151 @@
-"""Pairwise CLIP: symmetric InfoNCE between every two of M modalities."""
+"""Pairwise CLIP: InfoNCE, or its sigmoid form, between pairs of M modalities."""
 
 from __future__ import annotations
 
-import itertools
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrep.errors import ConfigError
+from mmrep.errors import ConfigError, did_you_mean
 from mmrep.losses.base import (
     Embeddings,
-    Loss,
     LossOutput,
     Presence,
-    check_embeddings,
+    RowLoss,
+    check_modalities,
     check_score,
-    connected_zero,
     fp32,
 )
-from mmrep.ops.gather import Gathered, gather_embeddings, world_size
+from mmrep.losses.info_nce import clamp_logit_scale, info_nce, make_logit_scale, sigmoid_loss
+from mmrep.losses.pairs import Pairs, PairSpec
+from mmrep.ops.gather import Gathered, world_size
 from mmrep.ops.multilinear import in_fp32
 
-MAX_SCALE = 100.0
+FORMS = ("softmax", "sigmoid")
+REDUCTIONS = ("mean", "sum")
+SIGLIP_TEMPERATURE, SIGLIP_BIAS = 0.1, -10.0
 
 
-class PairwiseCLIPLoss(Loss):
-    r"""InfoNCE in both directions, over all pairs of modalities.
+class PairwiseCLIPLoss(RowLoss):
+    r"""Contrasts modalities two by two.
 
     For a pair (a, b) and the K samples that have both,
-    ``L_ab = 1/(2K) sum_i [ lse_j s a_i.b_j + lse_j s a_j.b_i - 2 s a_i.b_i ]`` (Radford et al. 2021, figure 3; Oord et al.
-    2018, equation 4), and the loss is the mean (or sum) of ``L_ab`` over the pairs. A sample that lacks a or b is neither a
-    positive nor a negative of that pair: the term equals that of the batch without it. Papers differ in the last step:
-    CMC and ConFu take the mean over the pairs, the Symile paper's baseline takes the sum.
+    ``L_ab = 1/(2K) sum_i [ lse_j s a_i.b_j + lse_j s b_i.a_j - 2 s a_i.b_i ]`` (Radford et al. 2021, figure 3), or in the
+    sigmoid form ``L_ab = -1/K sum_ij log sigmoid( z_ij (s a_i.b_j + t) )`` (Zhai et al. 2023, equation 1). A sample that lacks
+    a or b is neither a positive nor a negative of that pair: the term equals that of the batch without it.
 
     Args:
-        init_temperature: The logit scale starts at its inverse.
-        learn_temperature: Whether the logit scale is a parameter.
-        reduction: ``mean`` or ``sum`` over the pairs.
+        pairs: ``all``, a list as ``[image-text, audio-text]``, or weights as ``{image-text: 1.0, audio-text: 0.5}``.
+        anchor: Only pairs with this modality: a star, as ImageBind's.
+        reduction: ``mean``: ``sum_ab w_ab L_ab / sum_ab w_ab`` (as CMC, ConFu). ``sum``: ``sum_ab w_ab L_ab`` (as the Symile
+            paper's baseline). A pair that no sample of the batch has counts as 0 in both.
+        form: ``softmax`` (CLIP) or ``sigmoid`` (SigLIP).
+        init_temperature: The logit scale s starts at its inverse; by default .07, and .1 in the sigmoid form.
+        learn_temperature: Whether the logit scale is learned.
+        max_logit_scale: The logit scale is brought back to it before each step; None for no bound.
+        scale_per_pair: Whether each pair has its own logit scale (and bias); needs ``modalities``.
+        init_bias: Of the sigmoid form: t starts there.
+        modalities: See `Loss`.
     """
 
     def __init__(
-        self, *, init_temperature: float = 0.07, learn_temperature: bool = True, reduction: str = "mean"
+        self,
+        *,
+        pairs: PairSpec = "all",
+        anchor: str | None = None,
+        reduction: str = "mean",
+        form: str = "softmax",
+        init_temperature: float | None = None,
+        learn_temperature: bool = True,
+        max_logit_scale: float | None = 100.0,
+        scale_per_pair: bool = False,
+        init_bias: float = SIGLIP_BIAS,
+        modalities: Sequence[str] | None = None,
     ) -> None:
-        if init_temperature <= 0 or reduction not in ("mean", "sum"):
-            raise ConfigError(
-                f"init_temperature={init_temperature} must be positive, reduction={reduction!r} mean or sum"
-            )
-        super().__init__(init_temperature=init_temperature, learn_temperature=learn_temperature, reduction=reduction)
-        self.reduction = reduction
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)), requires_grad=learn_temperature)
+        for name, value, known in (("reduction", reduction, REDUCTIONS), ("form", form, FORMS)):
+            if value not in known:
+                raise ConfigError(f"{name}={value!r}", fix=did_you_mean(value, known))
+        check_modalities(modalities, at_least=2)
+        if init_temperature is None:
+            init_temperature = SIGLIP_TEMPERATURE if form == "sigmoid" else 0.07
+        super().__init__(
+            pairs=pairs,
+            anchor=anchor,
+            reduction=reduction,
+            form=form,
+            init_temperature=init_temperature,
+            learn_temperature=learn_temperature,
+            max_logit_scale=max_logit_scale,
+            scale_per_pair=scale_per_pair,
+            init_bias=init_bias,
+            modalities=modalities,
+        )
+        self.pairs = Pairs.parse(pairs, anchor, modalities)
+        self.reduction, self.form, self.max_logit_scale = reduction, form, max_logit_scale
+        self._places = self._scale_places(scale_per_pair)
+        shape = () if self._places is None else (len(self._places),)
+        self.logit_scale = make_logit_scale(init_temperature, max_logit_scale, learn=learn_temperature, shape=shape)
+        if form == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.full(shape, init_bias))
+
+    def _scale_places(self, per_pair: bool) -> dict[frozenset[str], int] | None:
+        """Pair -> its place among the logit scales, where each has its own."""
+        if not per_pair:
+            return None
+        if self.modalities is None:
+            raise ConfigError("scale_per_pair needs to know the pairs", fix="give modalities=[...]")
+        return {frozenset(pair): place for place, pair in enumerate(self.pairs.of(self.modalities))}
 
     @property
     def scale(self) -> Tensor:
-        """What logits are multiplied by: exp of the parameter, at most 100 (CLIP, section 2.5)."""
-        return self.logit_scale.exp().clamp(max=MAX_SCALE)
+        """What inner products are multiplied by: a scalar, or one number a pair."""
+        return self.logit_scale.exp()
 
-    @fp32
-    def forward(self, embeddings: Embeddings, present: Presence | None = None) -> LossOutput:
-        """See `Loss`. Rows are used as they come: the model normalises them.
+    def objective(self, gathered: Gathered) -> LossOutput:
+        """See `RowLoss`."""
+        if self.training:
+            clamp_logit_scale(self.logit_scale, self.max_logit_scale)
+        weights = self.pairs.of(list(gathered.rows))
+        whole = sum(weights.values()) if self.reduction == "mean" else 1.0
+        terms = {pair: self._pair(gathered, *pair) for pair in weights}
+        loss = torch.stack([weights[pair] / whole * term for pair, term in terms.items()]).sum()
+        metrics = {"logit_scale": self.scale.detach().mean()}
+        if self.form == "sigmoid":
+            metrics["logit_bias"] = self.logit_bias.detach().mean()
+        return LossOutput(loss, {f"{a}-{b}": term.detach() for (a, b), term in terms.items()}, metrics)
 
-        Raises:
-            LossError: On fewer than two modalities, or embeddings of unequal shape.
-        """
-        check_embeddings(embeddings, present, at_least=2)
-        gathered = gather_embeddings({name: in_fp32(rows) for name, rows in embeddings.items()}, present)
-        pairs = list(itertools.combinations(embeddings, 2))
-        parts: dict[str, Tensor] = {}
-        metrics = {"logit_scale": self.scale.detach()}
-        loss = connected_zero(gathered.rows, [self.logit_scale])
-        for a, b in pairs:
-            term, alignment = self._pair(gathered, a, b)
-            loss = loss + term / (len(pairs) if self.reduction == "mean" else 1)
-            parts[f"{a}-{b}"] = term.detach()
-            metrics[f"alignment/{a}-{b}"] = alignment
-        return LossOutput(loss, parts, metrics)
+    def _pair(self, gathered: Gathered, a: str, b: str) -> Tensor:
+        """The pair's loss on this rank's rows."""
+        both = gathered.select((a, b))
+        if not both.total:
+            return self.logit_scale.new_zeros(())
+        x, y, scale = both.rows[a], both.rows[b], self._of_pair(self.scale, a, b)
+        if self.form == "sigmoid":
+            term = sigmoid_loss(x, y, both.mine, scale, self._of_pair(self.logit_bias, a, b))
+        else:
+            term = info_nce(x, y, both.mine, scale)
+        return term * (world_size() / both.total)
 
-    def _pair(self, gathered: Gathered, a: str, b: str) -> tuple[Tensor, Tensor]:
-        """The pair's term on this rank's rows, and the mean inner product of its positives over all ranks."""
-        both = gathered.present[a] & gathered.present[b]
-        total = int(both.sum())
-        x, y = gathered.rows[a][both], gathered.rows[b][both]
-        if total == 0:
-            return connected_zero({a: x, b: y}, []), x.new_zeros(())
-        first = int(both[: gathered.offset].sum())
-        mine = slice(first, first + int(both[gathered.offset : gathered.offset + gathered.local].sum()))
-        positive = torch.arange(mine.start, mine.stop, device=x.device)
-        logits = self.scale * (x[mine] @ y.T), self.scale * (y[mine] @ x.T)
-        entropy = torch.stack([F.cross_entropy(direction, positive, reduction="sum") for direction in logits]).sum()
-        alignment = (x.detach() * y.detach()).sum(-1).mean()
-        return entropy * (world_size() / (2 * total)), alignment
+    def _of_pair(self, values: Tensor, a: str, b: str) -> Tensor:
+        """The pair's own scale or bias; for a pair that is not trained, the mean over those that are."""
+        if self._places is None:
+            return values
+        place = self._places.get(frozenset((a, b)))
+        return values.mean() if place is None else values[place]
 
     @fp32
     @torch.no_grad()
     def score(self, *, target: str, candidates: Tensor, given: Embeddings, present: Presence | None = None) -> Tensor:
-        """The scaled sum over the given modalities of their inner products with the candidate. See `Loss.score`."""
+        """The sum over the given modalities of their scaled inner products with the candidate. See `Loss.score`.
+
+        A pair that is not trained, two arms of a star say, is scored all the same: they met at the anchor.
+        """
         check_score(target, given)
         query: Any = 0
         for name, rows in given.items():
-            known = in_fp32(rows)
+            known = self._of_pair(self.scale, name, target) * in_fp32(rows)
             query = query + (known if present is None else known * present[name][:, None])
-        scores: Tensor = self.scale * (query @ in_fp32(candidates).T)
+        scores: Tensor = query @ in_fp32(candidates).T
         return scores

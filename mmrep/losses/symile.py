@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mmrep.errors import ConfigError
+from mmrep.errors import ConfigError, did_you_mean
 from mmrep.losses.base import (
     Embeddings,
-    Loss,
     LossOutput,
     Presence,
-    check_embeddings,
+    RowLoss,
+    check_modalities,
     check_score,
-    connected_zero,
     fp32,
 )
-from mmrep.ops.gather import gather_embeddings, world_size
+from mmrep.losses.pairwise_clip import PairwiseCLIPLoss
+from mmrep.losses.placeholder import Placeholders
+from mmrep.ops.gather import Gathered, Selection, world_size
 from mmrep.ops.multilinear import all_combinations, elementwise_product, in_fp32
 
 Permutations = Mapping[str, Mapping[str, Tensor]]
 """Anchor -> other modality -> ``[K]``: which of the K complete tuples stands in each column."""
 
 INITIAL_LOGIT_STD = 3.0
+NEGATIVES = ("shuffled", "all")
+MISSING = ("drop", "placeholder")
 
 
-class SymileLoss(Loss):
+class SymileLoss(RowLoss):
     r"""Cross-entropy of the true tuple against false ones, each modality the anchor in turn (Saporta et al. 2024).
 
     With ``mip(r_1..r_M) = sum_k prod_m r_m[k]`` and K samples that have every modality,
-    ``L = 1/(M K) sum_m sum_i -log( exp(s mip_i) / sum_j exp(s mip(r_m,i, negatives_j)) )``. A sample that lacks a modality
-    is left out: the loss equals that of the batch without it. At M = 2 both kinds of negatives are CLIP.
+    ``L = 1/(M K) sum_m sum_i -log( exp(s mip_i) / sum_j exp(s mip(r_m,i, negatives_j)) )``. At M = 2 both kinds of negatives
+    are CLIP.
 
     Args:
         negatives: ``shuffled``: K - 1 per anchor, the others' rows shifted cyclically, each modality by another distance,
@@ -43,61 +46,108 @@ class SymileLoss(Loss):
         init_logit_scale: Log of the initial scale s. By default it is set at the first batch so that the logits of
             unrelated rows have standard deviation 3, whatever the width, M and the normalisation.
         seed: Of the shifts, which all ranks share. They change at every training step, and stay the same in evaluation.
+        missing: What becomes of a sample that lacks a modality. ``drop``: it is left out, the loss equals that of the batch
+            without it. ``placeholder``: a learned row stands for what it lacks, as published: see `Placeholders`; needs
+            ``modalities`` and ``embed_dim``.
+        pairwise_weight: Weight of a `PairwiseCLIPLoss` over all pairs that is added. Symile alone need not align any two
+            modalities; with this term one can be found by one other.
+        modalities: See `Loss`.
+        embed_dim: Width of the rows.
     """
 
     step: Tensor
     scale_is_set: Tensor
 
-    def __init__(self, *, negatives: str = "shuffled", init_logit_scale: float | None = None, seed: int = 0) -> None:
-        if negatives not in ("shuffled", "all"):
-            raise ConfigError(f"negatives={negatives!r}", fix="choose 'shuffled' or 'all'")
-        super().__init__(negatives=negatives, init_logit_scale=init_logit_scale, seed=seed)
-        self.negatives, self.seed = negatives, seed
+    def __init__(
+        self,
+        *,
+        negatives: str = "shuffled",
+        init_logit_scale: float | None = None,
+        seed: int = 0,
+        missing: str = "drop",
+        pairwise_weight: float = 0.0,
+        modalities: Sequence[str] | None = None,
+        embed_dim: int | None = None,
+    ) -> None:
+        for name, value, known in (("negatives", negatives, NEGATIVES), ("missing", missing, MISSING)):
+            if value not in known:
+                raise ConfigError(f"{name}={value!r}", fix=did_you_mean(value, known))
+        if not pairwise_weight >= 0:
+            raise ConfigError(f"pairwise_weight={pairwise_weight} must not be negative")
+        check_modalities(modalities, at_least=2)
+        super().__init__(
+            negatives=negatives,
+            init_logit_scale=init_logit_scale,
+            seed=seed,
+            missing=missing,
+            pairwise_weight=pairwise_weight,
+            modalities=modalities,
+            embed_dim=embed_dim,
+        )
+        self.negatives, self.seed, self.pairwise_weight = negatives, seed, pairwise_weight
         self.logit_scale = nn.Parameter(torch.tensor(init_logit_scale or 0.0))
         self.register_buffer("scale_is_set", torch.tensor(init_logit_scale is not None))
         self.register_buffer("step", torch.tensor(0))
+        self.placeholders: Placeholders | None = None
+        self.pairwise: PairwiseCLIPLoss | None = None
+        if missing == "placeholder":
+            if self.modalities is None or embed_dim is None:
+                raise ConfigError("missing='placeholder' needs modalities and embed_dim")
+            self.placeholders = Placeholders(self.modalities, embed_dim)
+        if pairwise_weight:
+            if self.modalities is None:
+                raise ConfigError("pairwise_weight needs modalities: the score must know which are not given")
+            self.pairwise = PairwiseCLIPLoss(modalities=modalities)
+        self._permutations: Permutations | None = None
 
     @property
     def scale(self) -> Tensor:
         """What multilinear products are multiplied by."""
         return self.logit_scale.exp()
 
-    @fp32
     def forward(
         self, embeddings: Embeddings, present: Presence | None = None, *, permutations: Permutations | None = None
     ) -> LossOutput:
-        """See `Loss`. ``permutations`` replaces the shifts, for comparison with other implementations.
-
-        Raises:
-            LossError: On fewer than two modalities, or embeddings of unequal shape.
-        """
-        check_embeddings(embeddings, present, at_least=2)
-        gathered = gather_embeddings({name: in_fp32(rows) for name, rows in embeddings.items()}, present)
-        complete = torch.stack(list(gathered.present.values())).all(dim=0)
-        rows = {name: everyone[complete] for name, everyone in gathered.rows.items()}
-        first = int(complete[: gathered.offset].sum())
-        mine = slice(first, first + int(complete[gathered.offset : gathered.offset + gathered.local].sum()))
-        total = int(complete.sum())
-        loss = connected_zero(gathered.rows, [self.logit_scale])
-        parts: dict[str, Tensor] = {}
-        if total:
-            self._initialise_scale(rows)
-            shifts = permutations or self._shifts(list(rows), total, loss.device)
-            for anchor in rows:
-                term = self._anchor(anchor, rows, mine, shifts) * (world_size() / total)
-                loss = loss + term / len(rows)
-                parts[anchor] = term.detach()
+        """See `RowLoss`. ``permutations`` replaces the shifts, for comparison with other implementations."""
+        self._permutations = permutations
+        output: LossOutput = super().forward(embeddings, present)
         if self.training:
             self.step += 1
-        return LossOutput(loss, parts, {"logit_scale": self.scale.detach(), "complete": complete.float().mean()})
+        return output
 
-    def _anchor(self, anchor: str, rows: dict[str, Tensor], mine: slice, permutations: Permutations) -> Tensor:
+    def objective(self, gathered: Gathered) -> LossOutput:
+        """See `RowLoss`."""
+        tuples = self._tuples(gathered)
+        loss, parts = self.logit_scale.new_zeros(()), {}
+        if tuples.total:
+            self._initialise_scale(tuples.rows)
+            permutations = self._permutations or self._shifts(list(tuples.rows), tuples.total, loss.device)
+            for anchor in tuples.rows:
+                term = self._anchor(anchor, tuples, permutations) * (world_size() / tuples.total)
+                loss = loss + term / len(tuples.rows)
+                parts[anchor] = term.detach()
+        share = tuples.total / max(1, len(next(iter(gathered.present.values()))))
+        metrics = {"logit_scale": self.scale.detach(), "tuples": torch.tensor(share, device=loss.device)}
+        if self.pairwise is not None:
+            pairs = self.pairwise.objective(gathered)
+            loss = loss + self.pairwise_weight * pairs.loss
+            parts |= pairs.parts
+            metrics["pairwise_logit_scale"] = pairs.metrics["logit_scale"]
+        return LossOutput(loss, parts, metrics)
+
+    def _tuples(self, gathered: Gathered) -> Selection:
+        """The samples that have every modality; with placeholders, those that have any."""
+        if self.placeholders is None:
+            return gathered.select(gathered.rows)
+        return self.placeholders.fill(gathered)
+
+    def _anchor(self, anchor: str, tuples: Selection, permutations: Permutations) -> Tensor:
         """The summed cross-entropy of this rank's rows as anchors."""
+        rows, mine = tuples.rows, tuples.mine
         others = [name for name in rows if name != anchor]
-        total = len(rows[anchor])
         if self.negatives == "all":
             columns = all_combinations([rows[name] for name in others])
-            stride = sum(total**power for power in range(len(others)))  # of column (i, i, ..., i)
+            stride = sum(tuples.total**power for power in range(len(others)))  # of column (i, i, ..., i)
         else:
             columns = elementwise_product([rows[name][permutations[anchor][name]] for name in others])
             stride = 1
@@ -136,10 +186,13 @@ class SymileLoss(Loss):
     def score(self, *, target: str, candidates: Tensor, given: Embeddings, present: Presence | None = None) -> Tensor:
         """The scaled multilinear product of the given rows and the candidate. See `Loss.score`.
 
-        A modality that is neither given nor asked for is left out of the product. The objective trains products of all M
-        modalities only, so that such a score is a heuristic: Symile need not align any two modalities.
+        With placeholders, they stand for every modality that is not given. Without, a modality that is not given is left out
+        of the product; since the objective trains products of all M modalities only, the pairwise term ranks where there is
+        one and a modality is not given, and otherwise such a score is a heuristic: Symile need not align any two modalities.
         """
         check_score(target, given)
+        if self.placeholders is not None:
+            candidates, given, present = self.placeholders.complete(target, candidates, given, present)
         factors = []
         for name, rows in given.items():
             known = in_fp32(rows)
@@ -147,4 +200,17 @@ class SymileLoss(Loss):
                 known if present is None else torch.where(present[name][:, None], known, torch.ones_like(known))
             )
         scores: Tensor = self.scale * (elementwise_product(factors) @ in_fp32(candidates).T)
+        if self.placeholders is None and self.pairwise is not None:
+            lacking = self._lacking(target, given, present, scores)
+            pairs = self.pairwise.score(target=target, candidates=candidates, given=given, present=present)
+            scores = torch.where(lacking, pairs, scores)
         return scores
+
+    def _lacking(self, target: str, given: Embeddings, present: Presence | None, scores: Tensor) -> Tensor:
+        """Which queries lack a modality, bool ``[Q, 1]``."""
+        lacking = torch.full(
+            (len(scores), 1), set(self.modalities or ()) - {target} != set(given), device=scores.device
+        )
+        if present is not None:
+            lacking = lacking | ~torch.stack([present[name] for name in given]).all(dim=0)[:, None]
+        return lacking

@@ -8,7 +8,7 @@ gradients equal those of one process with the whole batch, encoders and the loss
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +83,44 @@ class _GatherRows(torch.autograd.Function):
         return own[: counts[rank()]], None
 
 
+def gather_stacked(tensor: Tensor) -> Tensor:
+    """One tensor of equal shape from every rank, ``[W, ...]``, without gradients: statistics, not rows."""
+    if world_size() == 1:
+        return tensor.detach()[None]
+    everyone = tensor.new_empty(world_size(), *tensor.shape)
+    dist.all_gather_into_tensor(everyone, tensor.detach().contiguous())
+    return everyone
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, without gradients."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The samples of all ranks that have certain modalities.
+
+    Attributes:
+        rows: Per modality ``[K, D]`` with gradients, equal on all ranks.
+        mine: Which of the K are this rank's.
+        total: K.
+    """
+
+    rows: dict[str, Tensor]
+    mine: slice
+    total: int
+
+
 @dataclass(frozen=True)
 class Gathered:
     """Embeddings of all ranks.
 
     Attributes:
-        rows: Per modality ``[N, ...]`` with gradients.
+        rows: Per modality ``[N, D]``, or ``[N, V, D]`` where it has views, with gradients.
         present: Per modality bool ``[N]``.
         offset: Number of the first row of this rank.
         local: How many rows this rank has.
@@ -99,6 +131,23 @@ class Gathered:
     offset: int
     local: int
 
+    def select(self, names: Iterable[str]) -> Selection:
+        """The samples that have all of ``names``, in order: what a term of a loss is made of."""
+        names = list(names)
+        complete = torch.stack([self.present[name] for name in names]).all(dim=0)
+        before, mine, total = torch.stack(
+            [complete[: self.offset].sum(), complete[self.offset : self.offset + self.local].sum(), complete.sum()]
+        ).tolist()
+        return Selection({name: self.rows[name][complete] for name in names}, slice(before, before + mine), total)
+
+    def view(self, number: int) -> Gathered:
+        """View ``number`` of every modality, as rows ``[N, D]``; a modality with one view lends it to all."""
+        rows = {
+            name: rows if rows.ndim == 2 else rows[:, number if rows.shape[1] > 1 else 0]
+            for name, rows in self.rows.items()
+        }
+        return Gathered(rows, self.present, self.offset, self.local)
+
 
 def gather_embeddings(embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Gathered:
     """Gather all modalities and their presence.
@@ -107,21 +156,23 @@ def gather_embeddings(embeddings: Mapping[str, Tensor], present: Mapping[str, Te
     batch lacks, and their order cannot differ between ranks.
 
     Args:
-        embeddings: Modality -> this rank's rows ``[n_r, ...]``, the same modalities and shapes on all ranks.
+        embeddings: Modality -> this rank's rows ``[n_r, D]`` or views ``[n_r, V, D]``; the same modalities, V and D on all
+            ranks. V may differ between modalities.
         present: Modality -> bool ``[n_r]``; all present where None.
     """
     names = list(embeddings)
-    stacked = torch.stack([embeddings[name] for name in names], dim=1)
-    counts = row_counts(len(stacked), stacked.device)
-    rows = gather_rows(stacked, counts)
+    views = {name: rows if rows.ndim == 3 else rows[:, None] for name, rows in embeddings.items()}
+    together = torch.cat(list(views.values()), dim=1)
+    counts = row_counts(len(together), together.device)
+    everyone = gather_rows(together, counts).split([rows.shape[1] for rows in views.values()], dim=1)
     masks = [
-        torch.ones(len(stacked), dtype=torch.bool, device=stacked.device) if present is None else present[n]
+        torch.ones(len(together), dtype=torch.bool, device=together.device) if present is None else present[n]
         for n in names
     ]
-    everyone = gather_rows(torch.stack(masks, dim=1).to(torch.uint8), counts).bool()
+    has = gather_rows(torch.stack(masks, dim=1).to(torch.uint8), counts).bool()
     return Gathered(
-        {name: rows[:, i] for i, name in enumerate(names)},
-        {name: everyone[:, i] for i, name in enumerate(names)},
+        {name: rows if embeddings[name].ndim == 3 else rows[:, 0] for name, rows in zip(names, everyone, strict=True)},
+        {name: has[:, i] for i, name in enumerate(names)},
         sum(counts[: rank()]),
-        len(stacked),
+        len(together),
     )

@@ -109,8 +109,16 @@ def test_half_precision_rows_are_computed_in_fp32() -> None:
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_scale_is_capped_at_100() -> None:
-    assert float(PairwiseCLIPLoss(init_temperature=0.001).scale) == 100
+def test_scale_is_capped_and_can_come_back() -> None:
+    """A clamp inside the graph would cut the gradient at the bound, and hold the scale there for good."""
+    rows = unit_rows(("a", "b"), 8, 3)
+    loss = PairwiseCLIPLoss(init_temperature=0.001).double()
+    assert float(loss.scale.detach()) == pytest.approx(100)
+    with torch.no_grad():
+        loss.logit_scale.fill_(7.0)
+    loss(rows).loss.backward()
+    assert float(loss.logit_scale.detach()) == pytest.approx(math.log(100))
+    assert loss.logit_scale.grad is not None and float(loss.logit_scale.grad) > 0  # random rows want a lower scale
 
 
 def test_score_sums_over_what_is_given_and_present() -> None:

@@ -1,0 +1,315 @@
+"""SwAV cluster-swap over modalities and views: each predicts the codes of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmrep.errors import ConfigError, LossError, did_you_mean
+from mmrep.losses.base import (
+    Embeddings,
+    Loss,
+    LossOutput,
+    Presence,
+    check_embeddings,
+    check_modalities,
+    check_score,
+    connected_zero,
+    fp32,
+    refuse_not_finite,
+)
+from mmrep.losses.prototype_usage import PrototypeUsage
+from mmrep.losses.prototypes import SHARED, FeatureQueue, PrototypeBank, View, view_names
+from mmrep.losses.weights import Matrix, check_matrix, weight_between
+from mmrep.ops.gather import gather_rows, rank, sum_over_ranks, world_size
+from mmrep.ops.multilinear import in_fp32
+from mmrep.ops.sinkhorn import sinkhorn
+
+PAIRS = ("all", "cross", "intra")
+PROTOTYPES = ("shared", "per_modality")
+CODES = ("own", "product", "mean")
+MARGINALS = ("view", "modality", "union")
+
+
+class ClusterSwapLoss(Loss):
+    r"""Swapped prediction of cluster assignments (SwAV: Caron et al. 2020), between any number of modalities and views.
+
+    For views a = (modality, view) with rows z_a and prototypes C, codes ``q_a = Sinkhorn(z_a C^T / eps)`` without gradient,
+    over the rows of all ranks (equation 3), and ``l(a -> b) = -sum_n sum_k q_a[n,k] log softmax(z_b C^T / T)[n,k] / n_ab``
+    over the n_ab samples that have both (equation 2). With the assigning views A and weights w,
+    ``L = 1/|A| sum_{a in A} ( sum_{b != a} w_ab l(a -> b) / sum_{b != a} w_ab )``. One modality is SwAV; two with a view each
+    and shared prototypes are MGCA's term (Wang et al. 2022).
+
+    Args:
+        modalities: Which there are.
+        embed_dim: Width of the rows, which should have length 1.
+        num_prototypes: K, about ten times the classes that one hopes for; a list gives several sets (heads), and the mean.
+        prototypes: ``shared``, or ``per_modality``: then a's codes live on a's prototypes, and b predicts them there.
+        pairs: Which views predict a view's codes: ``all`` others, ``cross``: those of other modalities, ``intra``: those of its
+            own, or M x M weights from row (assigns) to column (predicts). By default ``cross``, and ``all`` for one modality.
+        teacher_views: The first so many views of each modality assign codes: with multi-crop, the global ones. None: all.
+        temperature: T.
+        epsilon: Smoothness of the codes.
+        iterations: Of Sinkhorn-Knopp.
+        codes: ``own``; ``product``: from the summed scores of all modalities of a view (SeLaVi); ``mean``: from their mean row
+            (MCN). Both need shared prototypes.
+        marginals: Over what every prototype gets its equal share: each ``view``; all views of a ``modality``; the ``union``
+            of all, which rewards modalities that keep apart.
+        queue_length: Features per assigning view that take part in Sinkhorn, for batches that are small against K. Used once
+            full; needs ``teacher_views``.
+        queue_start: Steps before the queue is used.
+        freeze_steps: Steps in which prototypes stand still, while random features would move them.
+        hard_steps: Steps with codes rounded to one prototype.
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        *,
+        modalities: Sequence[str],
+        embed_dim: int,
+        num_prototypes: int | list[int] = 300,
+        prototypes: str = "shared",
+        pairs: str | Matrix | None = None,
+        teacher_views: int | None = None,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        codes: str = "own",
+        marginals: str = "view",
+        queue_length: int = 0,
+        queue_start: int = 0,
+        freeze_steps: int = 0,
+        hard_steps: int = 0,
+    ) -> None:
+        check_modalities(modalities, at_least=1)
+        pairs = pairs if pairs is not None else "all" if len(modalities) == 1 else "cross"
+        _check_choices(prototypes=prototypes, codes=codes, marginals=marginals)
+        _check_pairs(pairs, modalities)
+        if prototypes != "shared" and (codes != "own" or marginals == "union"):
+            raise ConfigError(f"codes={codes!r} with marginals={marginals!r} needs prototypes='shared'")
+        if iterations < 1 or not (temperature > 0 and epsilon > 0):
+            raise ConfigError(
+                f"iterations={iterations} must be at least 1, temperature={temperature} and epsilon={epsilon} positive"
+            )
+        numbers = {"queue_length": queue_length, "queue_start": queue_start}
+        numbers |= {"freeze_steps": freeze_steps, "hard_steps": hard_steps}
+        if min(numbers.values()) < 0 or (teacher_views is not None and teacher_views < 1):
+            raise ConfigError(f"{numbers} must not be negative, teacher_views={teacher_views} at least 1")
+        if queue_length and teacher_views is None:
+            raise ConfigError("queue_length needs teacher_views", fix="say how many views of a modality assign codes")
+        super().__init__(
+            modalities=modalities,
+            embed_dim=embed_dim,
+            num_prototypes=num_prototypes,
+            prototypes=prototypes,
+            pairs=pairs,
+            teacher_views=teacher_views,
+            temperature=temperature,
+            epsilon=epsilon,
+            iterations=iterations,
+            codes=codes,
+            marginals=marginals,
+            queue_length=queue_length,
+            queue_start=queue_start,
+            freeze_steps=freeze_steps,
+            hard_steps=hard_steps,
+        )
+        self.names, self.pairs, self.teacher_views = list(modalities), pairs, teacher_views
+        self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
+        self.codes, self.marginals = codes, marginals
+        self.queue_start, self.freeze_steps, self.hard_steps = queue_start, freeze_steps, hard_steps
+        counts = [num_prototypes] if isinstance(num_prototypes, int) else list(num_prototypes)
+        self.bank = PrototypeBank(self.names if prototypes == "per_modality" else (), counts, embed_dim)
+        self.queue = (
+            FeatureQueue(view_names(self.names, teacher_views), queue_length, embed_dim)
+            if queue_length and teacher_views is not None
+            else None
+        )
+        self.register_buffer("step", torch.tensor(0))
+        self.usage = PrototypeUsage(self.bank)
+
+    @fp32
+    def forward(self, embeddings: Embeddings, present: Presence | None = None) -> LossOutput:
+        """See `Loss`. In evaluation there is no queue, and a batch with a single view has no term.
+
+        Raises:
+            LossError: On unknown modalities, shapes that do not fit, NaN, infinity, a batch longer than the queue, or a single
+                view in training.
+        """
+        check_embeddings(embeddings, present, at_least=1, known=self.names)
+        views = _views(embeddings, present)
+        teachers = [view for view in views if self.teacher_views is None or view.number < self.teacher_views]
+        weights = views[0].rows.new_tensor([[self._weight(a, b) for b in views] for a in teachers])
+        zero = connected_zero([*embeddings.values(), *self.parameters()])
+        if not bool(weights.any()):
+            if self.training:
+                raise LossError(
+                    f"{[view.name for view in views]}: no view predicts another", fix="give the encoder crops or views"
+                )
+            return LossOutput(zero)
+        if self.training and int(self.step) >= self.freeze_steps:
+            self.bank.normalize_()
+        together = _count_pairs(teachers, views)
+        assigning = self._assigning(teachers)
+        heads = [self._head(head, views, teachers, assigning, together) for head in range(len(self.bank.counts))]
+        terms = torch.stack([terms for terms, _ in heads]).mean(dim=0)
+        share = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12) / weights.any(dim=1).sum()
+        if self.training:
+            self._push(assigning)
+            self.step += 1
+        parts = _by_modality(terms.detach(), weights, teachers, views)
+        metrics = {name: torch.stack([m[name] for _, m in heads]).mean() for name in heads[0][1]}
+        return LossOutput(zero + (share * terms).sum(), parts, metrics)
+
+    def before_optimizer_step(self) -> None:
+        """Freezes the prototypes for the first steps: see `PrototypeBank.drop_gradients`."""
+        if int(self.step) <= self.freeze_steps:
+            self.bank.drop_gradients()
+
+    def _weight(self, teacher: View, view: View) -> float:
+        if teacher.name == view.name:
+            return 0.0
+        same = teacher.modality == view.modality
+        if isinstance(self.pairs, str):
+            return float({"all": True, "cross": not same, "intra": same}[self.pairs])
+        return weight_between(self.pairs, self.names, teacher.modality, view.modality)
+
+    @torch.no_grad()
+    def _assigning(self, teachers: Sequence[View]) -> list[View]:
+        """The rows by which each teacher's codes are made: its own, or a joint one of all modalities at its view number.
+
+        Scores are linear in the rows, so that the product of the modalities' softmaxes is that of their summed rows.
+        """
+        if self.codes == "own":
+            return [View(t.modality, t.number, t.rows.detach(), t.valid) for t in teachers]
+        joint = {}
+        for number in {teacher.number for teacher in teachers}:
+            views = [teacher for teacher in teachers if teacher.number == number]
+            rows = torch.stack([view.rows * view.valid[:, None] for view in views]).sum(dim=0)
+            rows = F.normalize(rows, dim=1) if self.codes == "mean" else rows
+            joint[number] = (rows, torch.stack([view.valid for view in views]).any(dim=0))
+        return [View(t.modality, t.number, *joint[t.number]) for t in teachers]
+
+    def _head(
+        self, head: int, views: list[View], teachers: list[View], assigning: list[View], together: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The terms ``l(a -> b)`` ``[A, V]`` on one set of prototypes, and what is worth a curve."""
+        owners = {teacher.modality: self.bank(teacher.modality, head) for teacher in teachers}
+        codes = self._codes(assigning, owners)
+        shared = not self.bank.owners
+        predictions: dict[str, Tensor] = {}
+        for modality, prototypes in owners.items():
+            owner = SHARED if shared else modality
+            if owner not in predictions:
+                scores = torch.stack([view.rows for view in views]) @ prototypes.T
+                predictions[owner] = (scores / self.temperature).log_softmax(dim=2)
+        terms = []
+        for code, teacher in zip(codes, teachers, strict=True):
+            entropy = -(code * predictions[SHARED if shared else teacher.modality]).sum(dim=2)
+            both = torch.stack([view.valid & teacher.valid for view in views])
+            terms.append((entropy * both).sum(dim=1))
+        sums = torch.stack(terms)
+        losses = sums * (world_size() / together.clamp(min=1).to(sums.dtype))
+        metrics = self.usage.measure(head, assigning, owners, codes, update=self.training)
+        return losses, metrics
+
+    @torch.no_grad()
+    def _codes(self, assigning: list[View], owners: Mapping[str, Tensor]) -> Tensor:
+        """Codes ``[A, B, K]`` of this rank's rows, by Sinkhorn over all ranks and the queue."""
+        scores = torch.stack([view.rows @ owners[view.modality].T for view in assigning])
+        valid = torch.stack([view.valid for view in assigning])
+        size = scores.shape[1]
+        if self.queue is not None and self.training and int(self.step) >= self.queue_start:
+            queue, ready = self.queue, [self.queue.is_full(view.name) for view in assigning]
+            if any(ready):
+                old = [queue.share(view.name, rank(), world_size()) @ owners[view.modality].T for view in assigning]
+                filled = torch.tensor(ready, device=valid.device)[:, None].expand(-1, len(old[0]))
+                scores, valid = torch.cat([scores, torch.stack(old)], dim=1), torch.cat([valid, filled], dim=1)
+        groups = {
+            "view": None,
+            "modality": [self.names.index(view.modality) for view in assigning],
+            "union": [0] * len(assigning),
+        }[self.marginals]
+        codes = sinkhorn(scores, valid, epsilon=self.epsilon, iterations=self.iterations, groups=groups)[:, :size]
+        if self.training and int(self.step) < self.hard_steps:
+            rounded = F.one_hot(codes.argmax(dim=2), codes.shape[2]).to(codes.dtype)
+            codes = rounded * valid[:, :size, None]
+        return codes
+
+    @torch.no_grad()
+    def _push(self, assigning: list[View]) -> None:
+        """Gather the features of all ranks, so that every rank holds the same queue, and keep them."""
+        if self.queue is None:
+            return
+        rows = gather_rows(torch.stack([view.rows for view in assigning], dim=1))
+        valid = gather_rows(torch.stack([view.valid for view in assigning], dim=1).to(torch.uint8)).bool()
+        self.queue.push({view.name: rows[valid[:, i], i] for i, view in enumerate(assigning)})
+
+    @fp32
+    @torch.no_grad()
+    def score(self, *, target: str, candidates: Tensor, given: Embeddings, present: Presence | None = None) -> Tensor:
+        """The scaled sum over the given modalities of their inner products with the candidate. See `Loss.score`."""
+        check_score(target, given)
+        known = {name: in_fp32(rows) for name, rows in given.items()}
+        if present is not None:
+            known = {name: rows * present[name][:, None] for name, rows in known.items()}
+        scores: Tensor = torch.stack(list(known.values())).sum(dim=0) @ in_fp32(candidates).T / self.temperature
+        return scores
+
+
+def _check_choices(*, prototypes: str, codes: str, marginals: str) -> None:
+    chosen = {"prototypes": (prototypes, PROTOTYPES), "codes": (codes, CODES), "marginals": (marginals, MARGINALS)}
+    for name, (value, known) in chosen.items():
+        if value not in known:
+            raise ConfigError(f"{name}={value!r}", fix=did_you_mean(value, known))
+
+
+def _check_pairs(pairs: str | Matrix, modalities: Sequence[str]) -> None:
+    if not isinstance(pairs, str):
+        check_matrix(pairs, modalities, "pairs")
+    elif pairs not in PAIRS:
+        raise ConfigError(f"pairs={pairs!r}", fix=did_you_mean(pairs, PAIRS))
+    elif pairs == "cross" and len(modalities) < 2:
+        raise ConfigError(f"pairs='cross' needs two modalities, there is {list(modalities)}", fix="use 'all'")
+
+
+def _views(embeddings: Embeddings, present: Presence | None) -> list[View]:
+    """All views of all modalities, in order."""
+    views = []
+    for name, rows in embeddings.items():
+        rows = in_fp32(rows if rows.ndim == 3 else rows[:, None])
+        valid = torch.ones(len(rows), dtype=torch.bool, device=rows.device) if present is None else present[name]
+        views += [View(name, number, rows[:, number], valid) for number in range(rows.shape[1])]
+    return views
+
+
+def _count_pairs(teachers: Sequence[View], views: Sequence[View]) -> Tensor:
+    """``n_ab`` ``[A, V]`` over all ranks.
+
+    Raises:
+        LossError: On NaN or infinity in the rows of any rank, on every rank.
+    """
+    has = torch.stack([view.valid for view in views]).long()
+    taught = torch.stack([teacher.valid for teacher in teachers]).long()
+    bad = torch.stack([(~view.rows.isfinite().all(dim=1)).sum() for view in views])
+    counts = sum_over_ranks(torch.cat([taught @ has.T, bad[None]]))
+    found: dict[str, int] = {}
+    for view, number in zip(views, counts[-1].tolist(), strict=True):
+        found[view.modality] = max(found.get(view.modality, 0), number)
+    refuse_not_finite(found)
+    return counts[:-1]
+
+
+def _by_modality(terms: Tensor, weights: Tensor, teachers: Sequence[View], views: Sequence[View]) -> dict[str, Tensor]:
+    """``a->b``: the mean of the terms between two modalities."""
+    found: dict[str, list[Tensor]] = {}
+    for line, some, teacher in zip(terms, weights, teachers, strict=True):
+        for term, weight, view in zip(line, some, views, strict=True):
+            if weight:
+                found.setdefault(f"{teacher.modality}->{view.modality}", []).append(term)
+    return {name: torch.stack(values).mean() for name, values in found.items()}
