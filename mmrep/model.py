@@ -79,14 +79,8 @@ class MultimodalModel(nn.Module):
     def forward(self, inputs: Mapping[str, Input]) -> dict[str, Tensor]:
         """Inputs of a `Batch` to normalised rows ``[B, D]``; ``[B, V, D]`` where an input is a list of views."""
         return {
-            name: self._embed(encoder, inputs[name]) for name, encoder in self.by_modality.items() if name in inputs
+            name: self._normalize(encoder(inputs[name])) for name, encoder in self.by_modality.items() if name in inputs
         }
-
-    def _embed(self, encoder: Encoder, value: Input) -> Tensor:
-        if isinstance(value, list):
-            views = [encoder(view.flatten(0, 1)).unflatten(0, view.shape[:2]) for view in value]
-            return self._normalize(torch.cat(views, dim=1))
-        return self._normalize(encoder(value))
 
     def _normalize(self, rows: Tensor) -> Tensor:
         rows = rows if rows.dtype == torch.float64 else rows.float()
@@ -126,7 +120,7 @@ class MultimodalModel(nn.Module):
         rows = [torch.zeros(0, self.embed_dim)]
         for start in range(0, len(values), batch_size):
             inputs = torch.stack([transform(_raw(encoder.kind, value)) for value in values[start : start + batch_size]])
-            rows.append(self._embed(encoder, inputs.to(device)).float().cpu())
+            rows.append(self._normalize(encoder(inputs.to(device))).float().cpu())
         return torch.cat(rows)
 
     def score(

@@ -27,9 +27,9 @@ class Preprocessor(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def transform(self, train: bool) -> Callable[[Any], Any]: ...
+    def preprocess(self, train: bool) -> Callable[[Any], Input]: ...
 
-    def empty(self, n: int) -> Input: ...
+    def blank(self, train: bool) -> Input: ...
 
 
 class ShardDataset(Dataset[Any]):
@@ -48,7 +48,7 @@ class ShardDataset(Dataset[Any]):
     def __init__(self, samples: Samples, encoders: Mapping[str, Preprocessor], *, train: bool, seed: int) -> None:
         check_modalities(samples.index, encoders)
         self.samples, self.train, self.seed = samples, train, seed
-        self.transforms = {name: encoder.transform(train) for name, encoder in encoders.items()}
+        self.transforms = {name: encoder.preprocess(train) for name, encoder in encoders.items()}
         self.classes = {
             name: {value: number for number, value in enumerate(label.classes)}
             for name, label in samples.index.labels.items()
@@ -149,10 +149,7 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """A sized loader of this rank's `Batch` es, in the order of the plan."""
     plan = Plan(len(dataset), global_batch_size, dataset.seed, dataset.train)
-    blanks: dict[str, Input] = {}
-    for name, encoder in encoders.items():
-        empty = encoder.empty(1)
-        blanks[name] = [tensor[0] for tensor in empty] if isinstance(empty, list) else empty[0]
+    blanks = {name: encoder.blank(dataset.train) for name, encoder in encoders.items()}
     return DataLoader(
         dataset,
         batch_sampler=PlanSampler(plan, epoch, rank, world),

@@ -25,11 +25,13 @@ class FixedWaveform:
         rate: Of the result, in Hz.
         length: Of the result, in samples.
         augment: Whether to vary speed (with pitch, as another voice would), loudness and start at random.
+        window: Whether a longer waveform is cut at a random place.
     """
 
     rate: int
     length: int
     augment: bool
+    window: bool = False
 
     def __call__(self, waveform: Waveform) -> Tensor:
         samples, rate = torch.from_numpy(np.ascontiguousarray(waveform[0], dtype=np.float32)), waveform[1]
@@ -37,6 +39,9 @@ class FixedWaveform:
             samples = AF.resample(samples, rate, self.rate)
         if self.augment and len(samples):
             samples = self._vary(samples)
+        if self.window and len(samples) > self.length:
+            start = int(torch.randint(0, len(samples) - self.length + 1, (1,)))
+            samples = samples[start:]
         fitted = F.pad(samples[: self.length], (0, max(0, self.length - len(samples))))
         return (fitted.clamp(-1, 1) * 32767).to(torch.int16)
 
@@ -57,7 +62,8 @@ class MelAudioEncoder(Encoder):
         mels: Bands of the spectrogram.
         width: Channels of the convolutions.
         augment: Whether training varies speed, loudness and start, and masks bands and stretches of the spectrogram.
-        batch_norm: Whether the projection head standardises features over the global batch.
+        random_window: Whether training takes a random window of a clip that is longer than ``seconds``, and not its start.
+        **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
     kind = "audio"
@@ -70,19 +76,14 @@ class MelAudioEncoder(Encoder):
         mels: int = 40,
         width: int = 128,
         augment: bool = True,
-        batch_norm: bool = False,
+        random_window: bool = False,
+        **head: Any,
     ) -> None:
-        super().__init__(
-            embed_dim,
-            2 * width,
-            seconds=seconds,
-            rate=rate,
-            mels=mels,
-            width=width,
-            augment=augment,
-            batch_norm=batch_norm,
-        )
-        self.rate, self.length, self.augment = rate, round(seconds * rate), augment
+        settings = {"seconds": seconds, "rate": rate, "mels": mels, "width": width}
+        settings |= {"augment": augment, "random_window": random_window}
+        super().__init__(embed_dim, 2 * width, settings, **head)
+        self.rate, self.length = rate, round(seconds * rate)
+        self.augment, self.random_window = augment, random_window
         self.mel = MelSpectrogram(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 50, n_mels=mels)
         layers: list[nn.Module] = []
         for before in (mels, width, width):
@@ -90,7 +91,7 @@ class MelAudioEncoder(Encoder):
         self.backbone = nn.Sequential(*layers)
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
-        return FixedWaveform(self.rate, self.length, train and self.augment)
+        return FixedWaveform(self.rate, self.length, train and self.augment, train and self.random_window)
 
     def empty(self, n: int) -> Tensor:
         return torch.zeros(n, self.length, dtype=torch.int16)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,51 +11,111 @@ from torch import Tensor, nn
 
 from mmrep.batch import Input
 from mmrep.encoders.batch_norm import GatheredBatchNorm
+from mmrep.errors import ConfigError
 
 
 class Encoder(nn.Module):
     """Base of the encoders.
 
-    A subclass takes ``embed_dim`` first, so that a config names one width for any number of modalities, and gives its
-    other arguments to this constructor, so that a model folder can build it again with the same preprocessing.
+    A subclass takes ``embed_dim`` first, so that a config names one width for any number of modalities, hands its other
+    arguments to this constructor as ``settings``, so that a model folder can build it again with the same preprocessing, and
+    passes on what it does not know (``**head``).
 
     Args:
         embed_dim: Width of the embedding space.
         feature_dim: Width of the backbone's output.
+        settings: The subclass's own arguments, plain values.
         batch_norm: Whether the projection head standardises features over the global batch: see
             `mmrep.encoders.batch_norm.GatheredBatchNorm`.
-        **settings: The subclass's other arguments, plain values.
+        head_width: Width of a hidden layer of the projection head; 0 for a linear head.
+        views: How many times the transform is drawn for a sample in training: each is a view of it.
     """
 
     kind: ClassVar[str]
     """What it takes: a kind of `mmrep.data.index.KINDS`."""
 
-    def __init__(self, embed_dim: int, feature_dim: int, *, batch_norm: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        feature_dim: int,
+        settings: Mapping[str, Any],
+        *,
+        batch_norm: bool = False,
+        head_width: int = 0,
+        views: int = 1,
+    ) -> None:
         super().__init__()
-        self.embed_dim, self.feature_dim, self.settings = embed_dim, feature_dim, {**settings, "batch_norm": batch_norm}
-        self.head: nn.Module = nn.Linear(feature_dim, embed_dim, bias=batch_norm)
-        if batch_norm:
-            self.head = nn.Sequential(GatheredBatchNorm(feature_dim), self.head)
+        if views < 1 or head_width < 0:
+            raise ConfigError(f"views={views} must be at least 1, head_width={head_width} at least 0")
+        self.embed_dim, self.feature_dim, self.views = embed_dim, feature_dim, views
+        self.settings = {**settings, "batch_norm": batch_norm, "head_width": head_width, "views": views}
+        self.head = _make_head(feature_dim, head_width, embed_dim, batch_norm)
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
-        """A picklable function from one decoded sample to a compact tensor (`Input`); random only if ``train``.
+        """A picklable function from one decoded sample to a compact tensor; random only if ``train``.
 
         It runs in the loader's workers. Conversion to float and normalisation belong to `features`, on the device.
         """
         raise NotImplementedError
 
-    def empty(self, n: int) -> Input:
-        """``n`` inputs of zeros, of the shape and type that `transform` gives: what stands for absent samples."""
+    def empty(self, n: int) -> Tensor:
+        """``n`` inputs of zeros ``[n, ...]``, of the shape and type that `transform` gives."""
         raise NotImplementedError
 
     def features(self, inputs: Tensor) -> Tensor:
         """The backbone: inputs ``[B, ...]`` to features ``[B, feature_dim]``."""
         raise NotImplementedError
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Backbone and projection head: inputs ``[B, ...]`` to embeddings ``[B, embed_dim]``, not normalised."""
-        embeddings: Tensor = self.head(self.features(inputs))
-        return embeddings
+    def preprocess(self, train: bool) -> Callable[[Any], Input]:
+        """What the loader does to a decoded sample: `transform`, and in training once for each view.
+
+        Views come as a list with a tensor ``[V, ...]`` per resolution.
+        """
+        once = self.transform(train)
+        return Views(once, self.views) if train and self.views > 1 else once
+
+    def blank(self, train: bool) -> Input:
+        """What stands for an absent sample: zeros in the shape that `preprocess` gives."""
+        once = self.empty(1)[0]
+        return [torch.stack([once] * self.views)] if train and self.views > 1 else once
+
+    def forward(self, inputs: Input) -> Tensor:
+        """Backbone and projection head.
+
+        Args:
+            inputs: ``[B, ...]``, or a list of views ``[B, V_r, ...]``, one tensor per resolution. The backbone runs once for
+                each resolution, the head once for all views together.
+
+        Returns:
+            Embeddings ``[B, embed_dim]``, or ``[B, V, embed_dim]``, not normalised.
+        """
+        if isinstance(inputs, Tensor):
+            embeddings: Tensor = self.head(self.features(inputs))
+            return embeddings
+        resolutions = [self.features(views.flatten(0, 1)).unflatten(0, views.shape[:2]) for views in inputs]
+        features = torch.cat(resolutions, dim=1)
+        together: Tensor = self.head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        return together
+
+
+@dataclass(frozen=True)
+class Views:
+    """Draws a random transform several times."""
+
+    transform: Callable[[Any], Tensor]
+    count: int
+
+    def __call__(self, sample: Any) -> Input:
+        return [torch.stack([self.transform(sample) for _ in range(self.count)])]
+
+
+def _make_head(feature_dim: int, hidden: int, embed_dim: int, batch_norm: bool) -> nn.Module:
+    """Linear, or with one hidden layer; batch normalisation before each linear layer's input is used, where asked for."""
+    if not hidden:
+        linear = nn.Linear(feature_dim, embed_dim, bias=batch_norm)
+        return nn.Sequential(GatheredBatchNorm(feature_dim), linear) if batch_norm else linear
+    norm = GatheredBatchNorm(hidden) if batch_norm else nn.LayerNorm(hidden)
+    return nn.Sequential(nn.Linear(feature_dim, hidden), norm, nn.ReLU(), nn.Linear(hidden, embed_dim))
 
 
 class Standardize(nn.Module):

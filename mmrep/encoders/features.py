@@ -35,13 +35,13 @@ class FeaturesEncoder(Encoder):
         embed_dim: Width of the embedding space.
         size: How many numbers a sample has.
         width: Of the hidden layer.
-        batch_norm: Whether the projection head standardises features over the global batch.
+        **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
     kind = "array"
 
-    def __init__(self, embed_dim: int, size: int = 16, width: int = 128, batch_norm: bool = False) -> None:
-        super().__init__(embed_dim, width, size=size, width=width, batch_norm=batch_norm)
+    def __init__(self, embed_dim: int, size: int = 16, width: int = 128, **head: Any) -> None:
+        super().__init__(embed_dim, width, {"size": size, "width": width}, **head)
         self.size = size
         self.backbone = nn.Sequential(
             nn.Linear(2 * size, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width)

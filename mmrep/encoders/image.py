@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from mmrep.encoders.base import Encoder, Standardize
+from mmrep.encoders.base import Standardize
+from mmrep.encoders.crops import Crop, ImageEncoder
 from mmrep.encoders.open_clip import create_towers, preprocessing
+from mmrep.errors import ConfigError
 
 
-class ConvImageEncoder(Encoder):
+class ConvImageEncoder(ImageEncoder):
     """A few strided convolutions with GroupNorm, averaged over the picture: for small pictures and CPUs.
 
     Args:
@@ -21,17 +23,21 @@ class ConvImageEncoder(Encoder):
         image_size: Pictures are resized to this many pixels a side.
         width: Channels after the first convolution; they double with each of the four.
         augment: Whether training moves, tilts, scales and recolours the picture.
-        batch_norm: Whether the projection head standardises features over the global batch.
+        crops: What training draws of each picture instead, one entry per resolution: see `mmrep.encoders.crops.Crop`.
+        **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
-    kind = "image"
-
     def __init__(
-        self, embed_dim: int, image_size: int = 32, width: int = 32, augment: bool = True, batch_norm: bool = False
+        self,
+        embed_dim: int,
+        image_size: int = 32,
+        width: int = 32,
+        augment: bool = True,
+        crops: list[Crop] | None = None,
+        **head: Any,
     ) -> None:
-        super().__init__(
-            embed_dim, 8 * width, image_size=image_size, width=width, augment=augment, batch_norm=batch_norm
-        )
+        settings = {"image_size": image_size, "width": width, "augment": augment}
+        super().__init__(embed_dim, 8 * width, settings, crops=crops, **head)
         self.image_size, self.augment = image_size, augment
         self.standardize = Standardize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         layers: list[nn.Module] = []
@@ -65,7 +71,7 @@ class ConvImageEncoder(Encoder):
         return features
 
 
-class OpenClipImageEncoder(Encoder):
+class OpenClipImageEncoder(ImageEncoder):
     """The image tower of an open_clip architecture, with random weights.
 
     Pictures are prepared as open_clip prepares them, only that they stay uint8 until they are on the device.
@@ -73,15 +79,18 @@ class OpenClipImageEncoder(Encoder):
     Args:
         embed_dim: Width of the embedding space; a linear head leads from the tower's output to it.
         architecture: A name that ``open_clip.list_models()`` gives.
-        batch_norm: Whether the projection head standardises features over the global batch.
+        crops: What training draws of each picture instead, at the tower's own resolution.
+        **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
-    kind = "image"
-
-    def __init__(self, embed_dim: int, architecture: str = "ViT-B-32", batch_norm: bool = False) -> None:
+    def __init__(
+        self, embed_dim: int, architecture: str = "ViT-B-32", crops: list[Crop] | None = None, **head: Any
+    ) -> None:
         model = create_towers(architecture)
         self.preprocessing = preprocessing(model.visual)
-        super().__init__(embed_dim, self.preprocessing.width, architecture=architecture, batch_norm=batch_norm)
+        super().__init__(embed_dim, self.preprocessing.width, {"architecture": architecture}, crops=crops, **head)
+        if odd := {crop.size for crop in self.crops} - {self.preprocessing.size}:
+            raise ConfigError(f"{architecture} takes pictures of {self.preprocessing.size} pixels, not crops of {odd}")
         self.tower = model.visual
         self.standardize = Standardize(self.preprocessing.mean, self.preprocessing.std)
 

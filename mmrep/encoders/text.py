@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmrep.encoders.base import Encoder
 from mmrep.encoders.open_clip import create_towers, output_width
+from mmrep.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,20 @@ class HashedNgrams:
         buckets: n-grams fall into the numbers 1 to ``buckets - 1``; 0 is padding.
         length: Numbers per text; what is beyond is cut.
         longest: Of the n-grams, which start at 1.
+        drop: Share of them that is left out at random.
     """
 
     buckets: int
     length: int
     longest: int
+    drop: float = 0.0
 
     def __call__(self, text: str) -> Tensor:
-        numbers = [1 + zlib.crc32(gram.encode()) % (self.buckets - 1) for gram in self._ngrams(text)][: self.length]
+        grams = self._ngrams(text)
+        if self.drop:
+            kept = (torch.rand(len(grams)) >= self.drop).tolist()
+            grams = [gram for gram, keep in zip(grams, kept, strict=True) if keep] or grams[:1]
+        numbers = [1 + zlib.crc32(gram.encode()) % (self.buckets - 1) for gram in grams][: self.length]
         return torch.tensor(numbers + [0] * (self.length - len(numbers)), dtype=torch.int32)
 
     def _ngrams(self, text: str) -> list[str]:
@@ -52,7 +59,8 @@ class NgramTextEncoder(Encoder):
         buckets: Size of the hash table.
         length: At most so many n-grams of a text are taken.
         longest: Longest n-gram, in characters.
-        batch_norm: Whether the projection head standardises features over the global batch.
+        drop: Share of the words and n-grams that training leaves out at random.
+        **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
     kind = "text"
@@ -64,17 +72,19 @@ class NgramTextEncoder(Encoder):
         buckets: int = 16384,
         length: int = 192,
         longest: int = 4,
-        batch_norm: bool = False,
+        drop: float = 0.0,
+        **head: Any,
     ) -> None:
-        super().__init__(
-            embed_dim, width, width=width, buckets=buckets, length=length, longest=longest, batch_norm=batch_norm
-        )
-        self.ngrams = HashedNgrams(buckets, length, longest)
+        if not 0 <= drop < 1:
+            raise ConfigError(f"drop={drop} must be at least 0 and below 1")
+        settings = {"width": width, "buckets": buckets, "length": length, "longest": longest, "drop": drop}
+        super().__init__(embed_dim, width, settings, **head)
+        self.ngrams, self.drop = HashedNgrams(buckets, length, longest), drop
         self.vectors = nn.Embedding(buckets, width, padding_idx=0)
         self.norm = nn.LayerNorm(width)
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
-        return self.ngrams
+        return replace(self.ngrams, drop=self.drop if train else 0.0)
 
     def empty(self, n: int) -> Tensor:
         return torch.zeros(n, self.ngrams.length, dtype=torch.int32)
@@ -102,14 +112,14 @@ class OpenClipTextEncoder(Encoder):
     Args:
         embed_dim: Width of the embedding space; a linear head leads from the tower's output to it.
         architecture: A name that ``open_clip.list_models()`` gives.
-        batch_norm: Whether the projection head standardises features over the global batch.
+        **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
     kind = "text"
 
-    def __init__(self, embed_dim: int, architecture: str = "ViT-B-32", batch_norm: bool = False) -> None:
+    def __init__(self, embed_dim: int, architecture: str = "ViT-B-32", **head: Any) -> None:
         tower = create_towers(architecture).text
-        super().__init__(embed_dim, output_width(tower), architecture=architecture, batch_norm=batch_norm)
+        super().__init__(embed_dim, output_width(tower), {"architecture": architecture}, **head)
         self.tower = tower
 
     def transform(self, train: bool) -> Callable[[Any], Any]:

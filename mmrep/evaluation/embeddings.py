@@ -16,7 +16,7 @@ from mmrep.ops.gather import gather_rows
 
 @dataclass
 class Embeddings:
-    """Rows of N samples, fp32 on the CPU.
+    """Rows of N samples, fp32.
 
     Attributes:
         rows: Modality -> ``[N, D]``.
@@ -65,11 +65,11 @@ class EmbeddingCollector:
         )
 
     def gathered(self, device: torch.device | str = "cpu") -> Embeddings:
-        """The rows of all ranks, each sample once. A collective over ``device``: every rank calls it."""
+        """The rows of all ranks on ``device``, each sample once. A collective: every rank calls it."""
         mine = self.result()
 
         def everyone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: gather_rows(tensor.to(device)).cpu() for name, tensor in tensors.items()}
+            return {name: gather_rows(tensor.to(device)) for name, tensor in tensors.items()}
 
         present = {name: mask.to(torch.uint8) for name, mask in mine.present.items()}
         return Embeddings(

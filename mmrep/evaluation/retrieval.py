@@ -12,6 +12,7 @@ from torch import Tensor
 from mmrep.errors import LossError, MmrepError, did_you_mean
 from mmrep.evaluation.embeddings import Embeddings
 from mmrep.evaluation.metrics import summarize
+from mmrep.ops.gather import gather_rows, rank, world_size
 
 
 class Scorer(Protocol):
@@ -77,9 +78,9 @@ def make_gallery(embeddings: Embeddings, target: str) -> Gallery:
     if content is not None:
         identity = torch.stack([groups, content[samples]], dim=1)
         _, inverse = identity.unique(dim=0, return_inverse=True)
-        first = torch.full((int(inverse.max()) + 1 if len(inverse) else 0,), len(samples)).scatter_reduce(
-            0, inverse, torch.arange(len(samples)), "amin"
-        )
+        numbers = torch.arange(len(samples), device=samples.device)
+        distinct = int(inverse.max()) + 1 if len(inverse) else 0
+        first = numbers.new_full((distinct,), len(samples)).scatter_reduce(0, inverse, numbers, "amin")
         keep = first.sort().values
         samples, groups = samples[keep], groups[keep]
     return Gallery(embeddings.rows[target][samples], groups, samples)
@@ -87,7 +88,7 @@ def make_gallery(embeddings: Embeddings, target: str) -> Gallery:
 
 def sample_groups(embeddings: Embeddings) -> Tensor:
     """int64 ``[N]``: samples with equal numbers are right answers to each other; without labels each is its own group."""
-    own = -2 - torch.arange(len(embeddings))
+    own = -2 - torch.arange(len(embeddings), device=next(iter(embeddings.rows.values())).device)
     group = embeddings.labels.get("@group")
     return own if group is None else torch.where(group >= 0, group, own)
 
@@ -95,7 +96,8 @@ def sample_groups(embeddings: Embeddings) -> Tensor:
 def retrieve(
     embeddings: Embeddings, scorer: Scorer, directions: Sequence[Direction] | None = None, *, tile: int = 2048
 ) -> dict[str, dict[str, Any]]:
-    """The figures of every direction.
+    """The figures of every direction. A collective: every rank calls it with the same embeddings, and ranks its share of the
+    queries.
 
     Args:
         embeddings: A whole split.
@@ -127,13 +129,13 @@ def retrieve(
 def _figures(embeddings: Embeddings, scorer: Scorer, direction: Direction, tile: int) -> dict[str, Any]:
     gallery = make_gallery(embeddings, direction.target)
     queries = answerable(embeddings, direction)
-    ranks = count_ranks(embeddings, scorer, direction, gallery, queries, tile)
+    ranks = gather_rows(count_ranks(embeddings, scorer, direction, gallery, queries[rank() :: world_size()], tile))
     groups = sample_groups(embeddings)[queries]
     _, which, sizes = gallery.groups.unique(return_inverse=True, return_counts=True)
     size_of = dict(zip(gallery.groups.tolist(), sizes[which].tolist(), strict=True))
     right = [size_of[group] for group in groups.tolist()]
     chance = sum(right) / max(1, len(right)) / max(1, len(gallery.groups))
-    return summarize(ranks.numpy(), candidates=len(gallery.groups), chance=chance)
+    return summarize(ranks.cpu().numpy(), candidates=len(gallery.groups), chance=chance)
 
 
 def answerable(embeddings: Embeddings, direction: Direction) -> Tensor:
@@ -152,12 +154,12 @@ def count_ranks(
     A tie counts against the query. Two passes over tiles: the best right score, then the count.
     """
     groups = sample_groups(embeddings)
-    ranks = torch.ones(len(queries), dtype=torch.int64)
+    ranks = torch.ones_like(queries)
     for start in range(0, len(queries), tile):
         asking = queries[start : start + tile]
         given = {name: embeddings.rows[name][asking] for name in direction.given}
         right_group = groups[asking][:, None]
-        best = torch.full((len(asking),), -torch.inf)
+        best = torch.full((len(asking),), -torch.inf, device=queries.device)
         for scores, candidates in _tiles(scorer, direction.target, gallery, given, tile):
             right = gallery.groups[candidates] == right_group
             best = torch.maximum(best, scores.masked_fill(~right, -torch.inf).amax(dim=1))

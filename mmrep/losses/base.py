@@ -72,6 +72,10 @@ class Loss(nn.Module):
         """
         raise NotImplementedError
 
+    def not_decayed(self) -> list[Tensor]:
+        """Weight matrices of its own that no weight decay may shrink; scalars and vectors are never decayed."""
+        return []
+
     def before_optimizer_step(self) -> None:
         """Called after the backward pass and before the optimiser's step, on all ranks."""
 

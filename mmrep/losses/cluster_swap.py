@@ -166,6 +166,10 @@ class ClusterSwapLoss(Loss):
         metrics = {name: torch.stack([m[name] for _, m in heads]).mean() for name in heads[0][1]}
         return LossOutput(zero + (share * terms).sum(), parts, metrics)
 
+    def not_decayed(self) -> list[Tensor]:
+        """The prototypes, which are brought back to length 1 anyway."""
+        return list(self.bank.parameters())
+
     def before_optimizer_step(self) -> None:
         """Freezes the prototypes for the first steps: see `PrototypeBank.drop_gradients`."""
         if int(self.step) <= self.freeze_steps:

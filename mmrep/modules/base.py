@@ -12,44 +12,51 @@ from torch import Tensor
 
 from mmrep.batch import Batch
 from mmrep.encoders import Encoder
-from mmrep.errors import CheckpointError, ConfigError
+from mmrep.errors import CheckpointError, LossError
 from mmrep.evaluation.embeddings import EmbeddingCollector
+from mmrep.evaluation.geometry import geometry
 from mmrep.evaluation.retrieval import retrieve
 from mmrep.interop.load import CONFIG_KEY
 from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
+from mmrep.modules.optim import WarmupCosine, check_optimizer, make_optimizer
+from mmrep.ops.gather import gather_embeddings
 
 
 class ContrastiveModule(pl.LightningModule):
-    """Trains a `MultimodalModel` with AdamW, linear warm-up and cosine decay, and validates it by retrieval.
+    """Trains a `MultimodalModel` with linear warm-up and cosine decay, and validates it by retrieval.
 
     Args:
         encoders: Modality -> encoder. Any names, as long as the shards have them.
-        loss: The objective.
+        make_loss: From the modalities and the width to the objective.
         embed_dim: Width of the embedding space, given to every encoder.
-        normalize: ``l2`` or ``layernorm``: see `MultimodalModel`.
+        normalize: ``l2`` or ``layernorm``: see `mmrep.model.MultimodalModel`.
         share: Modality -> the modality whose encoder it uses too.
         lr: Peak learning rate.
-        weight_decay: Of weight matrices; biases, norms and the loss's own parameters are not decayed.
-        warmup_steps: Steps of linear warm-up.
+        weight_decay: Of weight matrices; biases, norms, scales and prototypes are not decayed.
+        warmup_steps: Steps of linear warm-up, before the cosine.
+        optimizer: ``adamw``, ``lars`` or ``larc``: see `mmrep.modules.optim.make_optimizer`.
     """
 
     def __init__(
         self,
         encoders: dict[str, Callable[[int], Encoder]],
-        loss: Loss,
+        make_loss: Callable[[list[str], int], Loss],
         *,
-        embed_dim: int,
-        normalize: str,
-        share: dict[str, str] | None,
-        lr: float,
-        weight_decay: float,
-        warmup_steps: int,
+        embed_dim: int = 128,
+        normalize: str = "l2",
+        share: dict[str, str] | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        warmup_steps: int = 100,
+        optimizer: str = "adamw",
     ) -> None:
         super().__init__()
+        check_optimizer(optimizer)
+        loss = make_loss([*encoders, *(share or {})], embed_dim)
         built = {name: encoder(embed_dim) for name, encoder in encoders.items()}
         self.model = MultimodalModel(built, loss, normalize=normalize, share=share)
-        self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
+        self.lr, self.weight_decay, self.warmup_steps, self.optimizer = lr, weight_decay, warmup_steps, optimizer
         self._collector = EmbeddingCollector()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -57,11 +64,20 @@ class ContrastiveModule(pl.LightningModule):
         return rows
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output = self._loss(batch, self(batch))
+        rows = self(batch)
+        output = self._loss(batch, rows)
         if not bool(output.loss.isfinite()):
-            raise ConfigError(f"the loss is {float(output.loss)} at step {self.global_step}", fix="lower model.lr")
+            raise LossError(
+                f"the loss is {float(output.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
+            )
         self._log("train", output, batch)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of Lightning's connectors
+        if (self.global_step + 1) % max(1, every) == 0:
+            self._log_geometry("train", rows, batch.present)
         return output.loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.model.loss.before_optimizer_step()
 
     def on_validation_epoch_start(self) -> None:
         self._collector = EmbeddingCollector()
@@ -83,24 +99,19 @@ class ContrastiveModule(pl.LightningModule):
         return {"keys": result.keys, "embeddings": result.rows, "present": result.present}
 
     def on_validation_epoch_end(self) -> None:
-        self._log_retrieval("val")
+        self._log_whole_split("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_retrieval("test")
+        self._log_whole_split("test")
 
     def configure_optimizers(self) -> Any:
-        own = {id(parameter) for parameter in self.model.loss.parameters()}
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        decayed = [parameter for parameter in trained if parameter.ndim > 1 and id(parameter) not in own]
-        kept = [parameter for parameter in trained if parameter.ndim <= 1 or id(parameter) in own]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
-        steps = (
-            int(self.trainer.estimated_stepping_batches)
-            if math.isfinite(self.trainer.estimated_stepping_batches)
-            else 0
+        optimizer = make_optimizer(
+            self.optimizer, self, self.model.loss.not_decayed(), lr=self.lr, weight_decay=self.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, WarmupCosine(self.warmup_steps, steps))
+        planned = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, WarmupCosine(self.warmup_steps, int(planned) if math.isfinite(planned) else 0)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -130,7 +141,9 @@ class ContrastiveModule(pl.LightningModule):
     def _evaluation_step(self, stage: str, batch: Batch) -> None:
         # Padding makes batches equally many on all ranks, so that the loss may run its collectives here too.
         rows = self(batch)
-        self._log(stage, self._loss(batch, rows), batch)
+        output = self._loss(batch, rows)
+        if output.parts:  # SwAV of one modality has none where a picture comes once
+            self._log(stage, output, batch)
         self._collector.add(batch, rows)
 
     def _log(self, stage: str, output: LossOutput, batch: Batch) -> None:
@@ -141,30 +154,22 @@ class ContrastiveModule(pl.LightningModule):
         for name, value in output.metrics.items():  # equal on all ranks already
             self.log(f"{stage}/{name}", value, batch_size=size)
 
-    def _log_retrieval(self, stage: str) -> None:
+    def _log_geometry(self, stage: str, rows: dict[str, Tensor], present: dict[str, Tensor]) -> None:
+        """Alignment, uniformity and modality gap of the global batch; a collective."""
+        first = {name: (r if r.ndim == 2 else r[:, 0]).detach() for name, r in rows.items()}
+        gathered = gather_embeddings(first, {name: present[name] for name in rows})
+        for name, value in geometry(gathered.rows, gathered.present).items():
+            self.log(f"{stage}/{name}", value, batch_size=1)
+
+    def _log_whole_split(self, stage: str) -> None:
+        """Retrieval in every direction, each sample once, the queries shared by the ranks; and the geometry."""
         embeddings = self._collector.gathered(self.device)
-        for direction, figures in retrieve(embeddings, self.model.loss).items():
-            for name in ("recall@1", "mrr"):
-                if figures[name] is not None:
-                    self.log(f"{stage}/{direction}/{name}", figures[name], rank_zero_only=False, sync_dist=False)
-
-
-class WarmupCosine:
-    """Factor of the learning rate at a step: linear from 0 to 1, then half a cosine to 0.
-
-    Args:
-        warmup: Steps of the rise.
-        total: Steps of the run; 0 for a run without an end, whose rate stays at its peak.
-    """
-
-    def __init__(self, warmup: int, total: int) -> None:
-        self.warmup, self.total = warmup, total
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.total - self.warmup) if self.total else 0.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        figures: dict[str, Any] = dict(geometry(embeddings.rows, embeddings.present))
+        for direction, found in retrieve(embeddings, self.model.loss).items():
+            figures |= {f"{direction}/{name}": found[name] for name in ("recall@1", "recall@5", "recall@10", "mrr")}
+        for name, value in figures.items():
+            if value is not None:
+                self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
 
 
 def _differences(theirs: Any, ours: Any, path: str = "model") -> list[str]:

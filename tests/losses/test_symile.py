@@ -178,7 +178,7 @@ def test_score_is_the_product() -> None:
 
 
 def test_impossible_input_is_refused() -> None:
-    with pytest.raises(ConfigError, match="choose 'shuffled' or 'all'"):
+    with pytest.raises(ConfigError, match="choose from: shuffled, all"):
         SymileLoss(negatives="n")
     with pytest.raises(LossError, match="at least 2"):
         SymileLoss()({"a": torch.zeros(3, 4)})
