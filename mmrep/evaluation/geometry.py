@@ -39,7 +39,8 @@ def geometry(rows: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[
 
 def alignment(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared distance of pairs ``[N, D]``: 0 where equal, 2 where unrelated (Wang and Isola 2020, equation 4)."""
-    return (x - y).square().sum(dim=1).mean()
+    mean: Tensor = (x - y).square().sum(dim=1).mean()
+    return mean
 
 
 def uniformity(x: Tensor) -> Tensor:
@@ -52,4 +53,5 @@ def uniformity(x: Tensor) -> Tensor:
 
 def modality_gap(x: Tensor, y: Tensor) -> Tensor:
     """Distance of the centres of two modalities ``[N, D]`` and ``[K, D]`` (Liang et al. 2022, section 3)."""
-    return (x.mean(dim=0) - y.mean(dim=0)).norm()
+    distance: Tensor = (x.mean(dim=0) - y.mean(dim=0)).norm()
+    return distance

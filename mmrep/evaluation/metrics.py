@@ -14,12 +14,12 @@ def recall_at(ranks: np.ndarray, k: int) -> float:
     return float((ranks <= k).mean())
 
 
-def recall_interval(ranks: np.ndarray, k: int, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of `recall_at` over queries.
+def share_interval(share: float, n: int, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of a share of n queries or samples: a recall, an accuracy.
 
     Resampling n zeros and ones with replacement and taking the mean is a binomial draw over n, so that is what is drawn.
     """
-    resampled = np.random.default_rng(seed).binomial(len(ranks), recall_at(ranks, k), draws) / len(ranks)
+    resampled = np.random.default_rng(seed).binomial(n, share, draws) / n
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(low), float(high)
 
@@ -39,7 +39,7 @@ def summarize(ranks: np.ndarray, *, candidates: int, chance: float) -> dict[str,
     some = len(ranks) > 0
     for k in KS:
         figures[f"recall@{k}"] = recall_at(ranks, k) if some else None
-    figures["recall@1_ci95"] = list(recall_interval(ranks, 1)) if some else None
+    figures["recall@1_ci95"] = list(share_interval(recall_at(ranks, 1), len(ranks))) if some else None
     figures["mrr"] = float((1 / ranks).mean()) if some else None
     figures["median_rank"] = float(np.median(ranks)) if some else None
     figures["chance_recall@1"] = chance if some else None

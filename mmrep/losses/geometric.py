@@ -109,7 +109,9 @@ class GeometricLoss(RowLoss):
         rows, mine = tuples.rows[anchor], tuples.mine
         others = [tuples.rows[name] for name in tuples.rows if name != anchor]
         own_anchors = -self.scale * self.size(rows[mine], others)
-        own_tuples = -self.scale * self.size(rows, [other[mine] for other in others]).T
+        own_tuples = own_anchors.T  # where this rank has all rows
+        if len(own_anchors) < tuples.total:
+            own_tuples = -self.scale * self.size(rows, [other[mine] for other in others]).T
         term = diagonal_cross_entropy(own_anchors, own_tuples, mine, self.label_smoothing)
         return term * (world_size() / tuples.total)
 

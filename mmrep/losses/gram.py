@@ -53,15 +53,13 @@ class GRAMLoss(GeometricLoss):
 
     def size(self, anchor: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Volumes ``[A, C]``: see `GeometricLoss.size`."""
-        stacked = torch.stack(list(others), dim=1)
-        # Small matrices, one per tuple: float64 costs nothing here, and the factor of near-dependent rows needs it.
-        gram = (stacked @ stacked.mT).double()
-        ridge = self.epsilon * torch.eye(len(others), dtype=gram.dtype, device=gram.device)
-        factor = torch.linalg.cholesky(gram + ridge)
-        products = torch.einsum("ad,cmd->acm", anchor, stacked)
-        inverse = torch.linalg.inv(factor).to(products.dtype)
-        within_span = torch.einsum("acm,ckm->ack", products, inverse).square().sum(dim=2)
+        # In float64 what is linear in the number of tuples: near-dependent rows need it, and K x K products cost far more.
+        stacked = torch.stack(list(others), dim=1).double()
+        ridge = self.epsilon * torch.eye(len(others), dtype=stacked.dtype, device=stacked.device)
+        factor = torch.linalg.cholesky(stacked @ stacked.mT + ridge)
+        basis = torch.linalg.solve_triangular(factor, stacked, upper=False).to(anchor.dtype)
+        within_span = (anchor @ basis.flatten(0, 1).T).square().unflatten(1, (-1, len(others))).sum(dim=2)
         outside = ((anchor * anchor).sum(dim=1, keepdim=True) + self.epsilon - within_span).clamp(min=0)
-        base = factor.diagonal(dim1=1, dim2=2).square().prod(dim=1).to(products.dtype)
+        base = factor.diagonal(dim1=1, dim2=2).square().prod(dim=1).to(anchor.dtype)
         volume: Tensor = (outside * base + self.epsilon).sqrt()
         return volume

@@ -87,9 +87,9 @@ def gather_stacked(tensor: Tensor) -> Tensor:
     """One tensor of equal shape from every rank, ``[W, ...]``, without gradients: statistics, not rows."""
     if world_size() == 1:
         return tensor.detach()[None]
-    everyone = tensor.new_empty(world_size(), *tensor.shape)
-    dist.all_gather_into_tensor(everyone, tensor.detach().contiguous())
-    return everyone
+    everyone = tensor.new_empty(world_size() * tensor.numel())
+    dist.all_gather_into_tensor(everyone, tensor.detach().flatten().contiguous())
+    return everyone.view(world_size(), *tensor.shape)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmrep.errors import LossError, MmrepError
 from mmrep.evaluation.embeddings import EmbeddingCollector, Embeddings
-from mmrep.evaluation.metrics import recall_interval, summarize
+from mmrep.evaluation.metrics import recall_at, share_interval, summarize
 from mmrep.evaluation.retrieval import Direction, all_directions, answerable, count_ranks, make_gallery, retrieve
 from mmrep.losses import PairwiseCLIPLoss, SymileLoss
 from tests.gloo_pool import GlooPool
@@ -132,7 +132,7 @@ def test_interval_is_the_bootstrap() -> None:
     ranks = np.where(hits, 1, 2)
     rng = np.random.default_rng(2)
     literal = np.quantile([rng.choice(hits, 200).mean() for _ in range(4000)], [0.025, 0.975])
-    assert np.allclose(recall_interval(ranks, 1), literal, atol=0.012)
+    assert np.allclose(share_interval(recall_at(ranks, 1), 200), literal, atol=0.012)
 
 
 def sharded(rank: int, world: int) -> dict[str, dict[str, object]]:

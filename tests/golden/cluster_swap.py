@@ -1,8 +1,8 @@
 """Published and derived values of SwAV on a closed-form input without random numbers.
 
-``z_v[b, d] = sin(1 + .7 b + 1.3 d + .11 v (b + 1) + .05 b d + shift)`` and ``C[k, d] = cos(.3 + .9 k + .4 d + .13 k d)``, rows of
-length 1; B = 8, K = 12, D = 6, T = .1, eps = .05, 3 iterations, float64. G1 and G2 are what facebookresearch/swav, lightly and
-solo-learn give; G3 also MGCA's form; G4 and G5 follow from the definition alone.
+``z_v[b, d] = sin(1 + .7 b + 1.3 d + .11 v (b + 1) + .05 b d + shift)`` and ``C[k, d] = cos(.3 + .9 k + .4 d + .13 k d)``, rows
+of length 1; B = 8, K = 12, D = 6, T = .1, eps = .05, 3 iterations, float64. G1 and G2 are what facebookresearch/swav, lightly
+and solo-learn give; G3 also MGCA's form; G4 and G5 follow from the definition alone.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,18 +12,83 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmrep.encoders.batch_norm import GatheredBatchNorm
-from mmrep.losses import Loss, PairwiseCLIPLoss, SymileLoss
+from mmrep.losses import (
+    ClusterSwapLoss,
+    ConFuLoss,
+    GRAMLoss,
+    Loss,
+    ModalityPairwiseLoss,
+    PairwiseCLIPLoss,
+    SymileLoss,
+    TriangleLoss,
+)
 from tests.gloo_pool import GlooPool
 
 NAMES = ("a", "b", "c")
-N, WIDTH, DIM = 8, 5, 6
+N, VIEWS, WIDTH, DIM = 8, 3, 5, 6
+
+clip = PairwiseCLIPLoss
+symile = partial(SymileLoss, modalities=NAMES, embed_dim=DIM)
+swap = partial(ClusterSwapLoss, modalities=NAMES, embed_dim=DIM, num_prototypes=7)
+one_image = partial(ClusterSwapLoss, modalities=["a"], embed_dim=DIM, num_prototypes=7)
+pairwise = ModalityPairwiseLoss
+confu = partial(ConFuLoss, modalities=NAMES, embed_dim=DIM, fusion_width=9)
+MATRIX = [[0.0, 2.0, 1.0], [0.5, 0.0, 0.0], [3.0, 1.0, 0.0]]
+
 LOSSES: dict[str, Any] = {
-    "clip": lambda: PairwiseCLIPLoss(),
-    "clip-sum": lambda: PairwiseCLIPLoss(reduction="sum"),
-    "symile-shuffled": lambda: SymileLoss(negatives="shuffled"),
-    "symile-all": lambda: SymileLoss(negatives="all"),
+    "clip": clip,
+    "clip-sum": partial(clip, reduction="sum"),
+    "clip-star": partial(clip, anchor="b"),
+    "clip-weights": partial(clip, pairs={"a-b": 2.0, "c-b": 0.5}),
+    "clip-fixed": partial(clip, learn_temperature=False),
+    "clip-unbounded": partial(clip, max_logit_scale=None, init_temperature=0.005),
+    "clip-per-pair": partial(clip, scale_per_pair=True, modalities=NAMES),
+    "clip-sigmoid": partial(clip, form="sigmoid"),
+    "clip-sigmoid-per-pair": partial(clip, form="sigmoid", scale_per_pair=True, modalities=NAMES),
+    "symile-shuffled": symile,
+    "symile-all": partial(symile, negatives="all"),
+    "symile-fixed-start": partial(symile, init_logit_scale=2.0),
+    "symile-placeholder": partial(symile, missing="placeholder"),
+    "symile-placeholder-all": partial(symile, missing="placeholder", negatives="all"),
+    "symile-pairwise": partial(symile, pairwise_weight=0.7),
+    "swap-cross": swap,
+    "swap-all": partial(swap, pairs="all"),
+    "swap-intra": partial(swap, pairs="intra"),
+    "swap-matrix": partial(swap, pairs=MATRIX),
+    "swap-per-modality": partial(swap, prototypes="per_modality"),
+    "swap-heads": partial(swap, num_prototypes=[4, 7]),
+    "swap-queue": partial(swap, teacher_views=2, queue_length=10),
+    "swap-product": partial(swap, codes="product"),
+    "swap-mean-queue": partial(swap, codes="mean", teacher_views=1, queue_length=8),
+    "swap-modality": partial(swap, marginals="modality"),
+    "swap-union": partial(swap, marginals="union"),
+    "swap-freeze": partial(swap, freeze_steps=9),
+    "swap-hard": partial(swap, hard_steps=9),
+    "swap-one-modality": one_image,
+    "swap-one-modality-queue": partial(one_image, teacher_views=2, queue_length=12),
+    "pairwise-aligned": partial(pairwise, positives="aligned"),
+    "pairwise-other": pairwise,
+    "pairwise-all": partial(pairwise, positives="all", learn_temperature=True),
+    "pairwise-legacy": partial(pairwise, exclude_aligned=True, legacy_scale=0.5),
+    "pairwise-weights": partial(pairwise, weights=MATRIX, modalities=NAMES),
+    "gram": GRAMLoss,
+    "gram-anchor": partial(GRAMLoss, anchor="b", label_smoothing=0.0),
+    "triangle": TriangleLoss,
+    "triangle-root": partial(TriangleLoss, root=True),
+    "confu": confu,
+    "confu-learned": partial(confu, fusion_weight=0.8, learn_temperature=True),
 }
+WITH_VIEWS = ("swap-all", "swap-intra", "swap-matrix", "swap-queue", "swap-heads", "swap-one-modality", "pairwise-")
+ALSO_WITH_VIEWS = ("clip", "symile-shuffled", "confu", "gram")  # every loss takes views: one line of YAML swaps them
+CASES = [
+    *((name, VIEWS if name.startswith(WITH_VIEWS) else 1) for name in LOSSES),
+    *((name, VIEWS) for name in ALSO_WITH_VIEWS),
+    ("bn+clip", 1),
+    ("bn+symile-shuffled", 1),
+    ("bn+swap-queue", VIEWS),
+]
 PATTERNS = ("complete", "sample", "batch", "rank", "everywhere")
+SIZES = [(4, 4), (5, 3), (7, 1), (8, 0), (3, 2, 3), (0, 8, 0)]
 
 
 class Objective(nn.Module):
@@ -30,24 +96,31 @@ class Objective(nn.Module):
 
     def __init__(self, loss: Loss, batch_norm: bool = False) -> None:
         super().__init__()
+        names = loss.modalities or NAMES
         torch.manual_seed(3)
-        self.encoders: nn.ModuleDict = nn.ModuleDict({name: nn.Linear(WIDTH, DIM) for name in NAMES})
+        self.encoders: nn.ModuleDict = nn.ModuleDict({name: nn.Linear(WIDTH, DIM) for name in names})
         if batch_norm:
-            heads = {name: nn.Sequential(GatheredBatchNorm(DIM), nn.Linear(DIM, DIM)) for name in NAMES}
+            heads = {name: nn.Sequential(GatheredBatchNorm(DIM), nn.Linear(DIM, DIM)) for name in names}
             self.encoders = nn.ModuleDict(
-                {name: nn.Sequential(nn.Linear(WIDTH, DIM, bias=False), heads[name]) for name in NAMES}
+                {name: nn.Sequential(nn.Linear(WIDTH, DIM, bias=False), heads[name]) for name in names}
             )
         self.loss = loss
 
     def forward(self, inputs: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
-        rows = {name: nn.functional.normalize(self.encoders[name](value), dim=1) for name, value in inputs.items()}
-        result: Tensor = self.loss(rows, present).loss
+        rows = {
+            name: nn.functional.normalize(
+                encoder(inputs[name].flatten(0, 1)).unflatten(0, inputs[name].shape[:2]), dim=2
+            )
+            for name, encoder in self.encoders.items()
+        }
+        rows = {name: value if value.shape[1] > 1 else value[:, 0] for name, value in rows.items()}
+        result: Tensor = self.loss(rows, {name: present[name] for name in rows}).loss
         return result
 
 
-def whole_batch() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return {name: torch.randn(N, WIDTH, generator=generator) for name in NAMES}
+def whole_batch(views: int, step: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7 + step)
+    return {name: torch.randn(N, views, WIDTH, generator=generator) for name in NAMES}
 
 
 def presence(pattern: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
@@ -64,45 +137,75 @@ def presence(pattern: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
     return present
 
 
-def gradients(name: str, inputs: dict[str, Tensor], present: dict[str, Tensor], distributed: bool) -> dict[str, Tensor]:
-    """Gradients after two steps' worth of calls, and the loss; the second call must not hang either."""
+def gradients(
+    name: str, steps: list[dict[str, Tensor]], present: dict[str, Tensor], distributed: bool
+) -> dict[str, Tensor]:
+    """Gradients and buffers after several calls, and the last loss: queues fill, shifts move on, no later call hangs."""
+    torch.manual_seed(5)
     objective = Objective(LOSSES[name.removeprefix("bn+")](), batch_norm=name.startswith("bn+"))
-    module = DistributedDataParallel(objective) if distributed else objective
-    for _ in range(2):
+    module = DistributedDataParallel(objective, broadcast_buffers=False) if distributed else objective
+    for inputs in steps:
         objective.zero_grad()
         loss = module(inputs, present)
         loss.backward()
     found = {key: value.grad for key, value in objective.named_parameters() if value.grad is not None}
-    return {**found, "value": loss.detach()}
+    buffers = {f"buffer {key}": value.float() for key, value in objective.named_buffers()}
+    return {**found, **buffers, "value": loss.detach()}
 
 
 def split(tensors: dict[str, Tensor], sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
     return [{name: tensor.split(list(sizes))[rank] for name, tensor in tensors.items()} for rank in range(len(sizes))]
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "bn+clip", "bn+symile-shuffled"])
-@pytest.mark.parametrize("sizes", [(4, 4), (5, 3), (7, 1), (8, 0), (3, 2, 3), (0, 8, 0)])
-def test_gradients_equal_one_process(name: str, sizes: tuple[int, ...], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("name", "views"), CASES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_gradients_equal_one_process(
+    name: str, views: int, sizes: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
     pool: GlooPool = request.getfixturevalue(f"pool{len(sizes)}")
+    steps = [whole_batch(views, step) for step in range(3)]
     for pattern in PATTERNS:
-        inputs, present = whole_batch(), presence(pattern, sizes)
-        expected = gradients(name, inputs, present, distributed=False)
-        per_rank = [(name, i, p, True) for i, p in zip(split(inputs, sizes), split(present, sizes), strict=True)]
+        present = presence(pattern, sizes)
+        expected = gradients(name, steps, present, distributed=False)
+        shares = [split(inputs, sizes) for inputs in steps]
+        per_rank = [
+            (name, [share[rank] for share in shares], split(present, sizes)[rank], True) for rank in range(len(sizes))
+        ]
         results = pool.run(gradients, per_rank)
         value = torch.stack([result.pop("value") for result in results]).mean()
-        assert float(value) == pytest.approx(float(expected["value"]), rel=1e-5, abs=1e-6)
-        for result, (key, gradient) in itertools.product(results, expected.items()):
-            if key != "value":
-                error = float((result[key] - gradient).norm() / gradient.norm().clamp(min=1e-3))
-                assert error < 1e-5, f"{pattern}: {key} is off by {error:.1e}"
+        assert float(value) == pytest.approx(float(expected.pop("value")), rel=1e-5, abs=1e-6)
+        for result, (key, tensor) in itertools.product(results, expected.items()):
+            error = float((result[key] - tensor).norm() / tensor.norm().clamp(min=1e-3))
+            assert error < 1e-5, f"{pattern}: {key} is off by {error:.1e}"
 
 
 def test_the_check_can_fail() -> None:
     """Local negatives only, the usual mistake, differ by far more than the tolerance."""
-    inputs, present = whole_batch(), presence("complete", (4, 4))
-    expected = gradients("clip", inputs, present, distributed=False)["encoders.a.weight"]
+    inputs, present = whole_batch(1, 0), presence("complete", (4, 4))
+    expected = gradients("clip", [inputs], present, distributed=False)["encoders.a.weight"]
     halves = [
-        gradients("clip", i, p, False) for i, p in zip(split(inputs, (4, 4)), split(present, (4, 4)), strict=True)
+        gradients("clip", [i], p, False) for i, p in zip(split(inputs, (4, 4)), split(present, (4, 4)), strict=True)
     ]
     local = torch.stack([half["encoders.a.weight"] for half in halves]).mean(0)
     assert float((local - expected).norm() / expected.norm()) > 1e-2
+
+
+def fails_everywhere(rank: int) -> str:
+    """A NaN on one rank only."""
+    rows = {name: torch.ones(3, DIM) for name in NAMES}
+    if rank == 1:
+        rows["c"][2, 1] = torch.nan
+    messages = []
+    for make in (clip, symile, swap, partial(pairwise, positives="aligned"), GRAMLoss, confu):
+        try:
+            make()(rows)
+        except Exception as error:
+            messages.append(str(error))
+    return "\n".join(messages)
+
+
+def test_nan_on_one_rank_ends_every_rank(pool2: GlooPool) -> None:
+    """If only the rank that has it stopped, the others would wait in the next collective."""
+    for message in pool2.run(fails_everywhere, [(0,), (1,)]):
+        lines = message.splitlines()
+        assert len(lines) == 6 and all("NaN or infinity: 'c' in 1 samples" in line for line in lines)
