@@ -26,6 +26,7 @@ data
 
 evaluate
   eval retrieval --checkpoint RUN --data SHARDS [--split S] [--out FILE.json] [--picture FILE.png]
+  eval probe --checkpoint RUN --data SHARDS --modality image --label NAME [--split S] [--out FILE.json]
 
   --help after a command says more; --debug shows the traceback of an error; --version
 """

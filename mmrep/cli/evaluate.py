@@ -1,4 +1,4 @@
-"""``mmrep eval retrieval``: zero-shot retrieval of a checkpoint on shards."""
+"""``mmrep eval``: a checkpoint on held-out shards, by zero-shot retrieval or a linear probe."""
 
 from __future__ import annotations
 
@@ -16,34 +16,52 @@ def run(arguments: list[str]) -> int:
     out = Path(options.out) if options.out else None
     if out is not None and out.exists() and not options.overwrite:
         raise ConfigError("the result exists", where=out, fix="add --overwrite, or another --out")
-    evaluate_retrieval(options, out)
+    if options.task == "probe":
+        from mmrep.cli.probe import evaluate_probe
+
+        result = evaluate_probe(options)
+    else:
+        result = evaluate_retrieval(options)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmrep eval", description="Evaluate a checkpoint on held-out shards.")
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="retrieval")
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="retrieval|probe")
     retrieval = tasks.add_parser("retrieval", help="recall@k in every direction, by the model's own score")
-    retrieval.add_argument("--checkpoint", required=True, help="run folder, model folder, or .ckpt")
-    retrieval.add_argument("--data", required=True, help="folder of shards with an index.json")
-    retrieval.add_argument("--split", default="test", help="which split (default: test)")
+    _add_common(retrieval)
     retrieval.add_argument(
         "--direction", action="append", metavar="audio+text->image", help="only this one; may be repeated"
     )
-    retrieval.add_argument("--out", help="write the figures as JSON")
-    retrieval.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     retrieval.add_argument("--picture", help="draw some queries with their best five answers (PNG)")
     retrieval.add_argument(
         "--picture-direction", metavar="audio+text->image", help="of the picture (default: the last)"
     )
-    retrieval.add_argument("--batch-size", type=int, default=256, help="samples embedded at once")
-    retrieval.add_argument("--num-workers", type=int, default=0, help="loader processes")
-    retrieval.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda where there is one)")
+    probe = tasks.add_parser("probe", help="what a linear map reads off frozen features, beside random weights")
+    _add_common(probe)
+    probe.add_argument("--modality", required=True, help="whose encoder")
+    probe.add_argument("--label", required=True, help="a label of the index")
+    probe.add_argument("--train-split", default="train", help="where the map is fitted (default: train)")
+    probe.add_argument("--val-split", default="val", help="where its penalty is chosen (default: val)")
     return parser
 
 
-def evaluate_retrieval(options: argparse.Namespace, out: Path | None) -> dict[str, Any]:
-    """Embed the split, rank, print the table, write what was asked for; returns the JSON's content."""
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="run folder, model folder, or .ckpt")
+    parser.add_argument("--data", required=True, help="folder of shards with an index.json")
+    parser.add_argument("--split", default="test", help="which split (default: test)")
+    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    parser.add_argument("--batch-size", type=int, default=256, help="samples embedded at once")
+    parser.add_argument("--num-workers", type=int, default=0, help="loader processes")
+    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda where there is one)")
+
+
+def evaluate_retrieval(options: argparse.Namespace) -> dict[str, Any]:
+    """Embed the split, rank, print the table, draw what was asked for; returns the JSON's content."""
     import torch
 
     from mmrep.data.dataset import ShardDataset, make_loader
@@ -70,9 +88,6 @@ def evaluate_retrieval(options: argparse.Namespace, out: Path | None) -> dict[st
         "directions": retrieve(embeddings, model, directions),
     }
     print_table(result)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
     if options.picture:
         shown = options.picture_direction
         direction = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmrep.batch import Batch
 from mmrep.errors import MmrepError
 from mmrep.evaluation.metrics import share_interval
 
@@ -25,6 +27,40 @@ class Labelled:
     def known(self) -> Labelled:
         """Those samples that have a class."""
         return Labelled(self.features[self.classes >= 0], self.classes[self.classes >= 0])
+
+
+@torch.inference_mode()
+def collect(
+    features: Callable[[Tensor], Tensor],
+    loader: Iterable[Batch],
+    modality: str,
+    label: str,
+    *,
+    device: torch.device | str = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> Labelled:
+    """The features of every sample of a loader that has the modality.
+
+    Args:
+        features: From inputs ``[B, ...]`` on ``device`` to ``[B, F]``.
+        loader: Batches.
+        modality: Whose inputs.
+        label: Whose classes.
+        device: Where ``features`` runs.
+        advance: Called with the number of samples done, for a progress bar.
+    """
+    rows, classes = [], []
+    for batch in loader:
+        there = batch.present[modality]
+        inputs = batch.inputs[modality]
+        assert isinstance(inputs, Tensor), "in evaluation a sample comes once"
+        rows.append(features(inputs[there].to(device)).float().cpu())
+        classes.append(batch.labels[label][there])
+        if advance is not None:
+            advance(len(batch))
+    if not rows:
+        raise MmrepError("there is nothing to probe: the split gave no batch")
+    return Labelled(torch.cat(rows), torch.cat(classes))
 
 
 def linear_probe(train: Labelled, val: Labelled, test: Labelled) -> dict[str, Any]:

@@ -42,6 +42,30 @@ def print_table(result: Mapping[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+def print_probe(result: Mapping[str, Any]) -> None:
+    """Print the figures of `mmrep.evaluation.probe.linear_probe`, a kind of features a line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"linear probe of '{result['label']}' on '{result['modality']}', {result['data']} ({result['split']})"
+    table = Table(title=title)
+    for heading in ("features", "width", "classes", "accuracy %", "95 %", "chance %", "l2", "test samples"):
+        table.add_column(heading, justify="left" if heading == "features" else "right")
+    for name, figures in result["features"].items():
+        low, high = figures["accuracy_ci95"]
+        table.add_row(
+            name,
+            str(figures["features"]),
+            str(figures["classes"]),
+            f"{100 * figures['accuracy']:.1f}",
+            f"{100 * low:.1f}-{100 * high:.1f}",
+            f"{100 * figures['chance']:.1f}",
+            f"{figures['l2']:g}",
+            str(figures["test"]),
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
 def _cells(figures: Mapping[str, Any]) -> list[str]:
     if not figures["queries"]:
         return ["-"] * 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -19,32 +20,46 @@ from tests.losses.cases import random_presence, unit_rows
 NAMES = ("a", "b", "c", "d", "e")
 
 
-def test_shuffled_negatives_equal_the_published_package_given_its_permutations() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_shuffled_negatives_equal_the_published_package_given_its_permutations(
+    dtype: torch.dtype, tolerance: float
+) -> None:
     from symile import Symile
 
     for m in (3, 4, 5):
-        rows, drawn = unit_rows(NAMES[:m], 7, 16), []
+        rows, drawn = {name: tensor.to(dtype) for name, tensor in unit_rows(NAMES[:m], 7, 16).items()}, []
 
         def recorded(n: int, drawn: list[Tensor] = drawn) -> Tensor:
             drawn.append(torch.tensor([(3 * len(drawn) + 5 * i + 1) % n for i in range(n)]))
             return drawn[-1]
 
-        loss = SymileLoss(init_logit_scale=math.log(4)).double()
+        loss = SymileLoss(init_logit_scale=math.log(4)).to(dtype)
         with patch("torch.randperm", recorded):
             expected = Symile("n")(list(rows.values()), loss.scale.detach())
         draws = iter(drawn)
         permutations = {anchor: {o: next(draws) for o in NAMES[:m] if o != anchor} for anchor in NAMES[:m]}
-        assert torch.allclose(loss(rows, permutations=permutations).loss, expected, rtol=0, atol=1e-12), m
+        assert torch.allclose(loss(rows, permutations=permutations).loss, expected, rtol=0, atol=tolerance), m
 
 
-@pytest.mark.parametrize("m", [3, 4])
-def test_all_negatives_equal_the_published_package(m: int) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("m", [3, 4, 5])
+def test_all_negatives_equal_the_published_package(m: int, dtype: torch.dtype, tolerance: float) -> None:
     from symile import Symile
 
-    rows = unit_rows(NAMES[:m], 5, 8)
-    loss = SymileLoss(negatives="all", init_logit_scale=math.log(4)).double()
+    rows = {name: tensor.to(dtype) for name, tensor in unit_rows(NAMES[:m], 5, 8).items()}
+    loss = SymileLoss(negatives="all", init_logit_scale=math.log(4)).to(dtype)
     expected = Symile("n_squared")(list(rows.values()), loss.scale.detach())
-    assert torch.allclose(loss(rows).loss, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(loss(rows).loss, expected, rtol=0, atol=tolerance)
+
+
+def test_all_anchors_share_one_cube() -> None:
+    """One N x N x N tensor of logits and a log-sum-exp over each axis give the published n_squared loss."""
+    rows = unit_rows(NAMES[:3], 6, 8)
+    loss = SymileLoss(negatives="all", init_logit_scale=math.log(4)).double()
+    cube = loss.scale.detach() * torch.einsum("id,jd,kd->ijk", *rows.values())
+    positive = torch.stack([cube[i, i, i] for i in range(6)])
+    terms = [(cube.transpose(0, axis).flatten(1).logsumexp(dim=1) - positive).mean() for axis in range(3)]
+    assert torch.allclose(loss(rows).loss, torch.stack(terms).mean(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("m", [2, 3, 4])
@@ -166,6 +181,89 @@ def test_products_of_eight_half_precision_rows_do_not_underflow() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("m", [3, 8])
+def test_gradients_of_wide_products_are_those_of_float64(m: int) -> None:
+    names = [f"m{i}" for i in range(m)]
+    rows = unit_rows(names, 6, 8192)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = {name: tensor.clone().to(dtype).requires_grad_() for name, tensor in rows.items()}
+        SymileLoss().to(dtype)(leaves).loss.backward()
+        gradients.append(torch.stack([leaf.grad.double() for leaf in leaves.values() if leaf.grad is not None]))
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-4
+
+
+def placeholder(names: tuple[str, ...] = NAMES[:3], **options: Any) -> SymileLoss:
+    loss = SymileLoss(missing="placeholder", init_logit_scale=1.5, modalities=names, embed_dim=6, **options).double()
+    assert loss.placeholders is not None
+    torch.manual_seed(3)
+    for name in names:
+        torch.nn.init.normal_(loss.placeholders.observed[name])
+    return loss
+
+
+def filled(loss: SymileLoss, rows: dict[str, Tensor], present: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows that stand for unit rows, written out."""
+    assert loss.placeholders is not None
+    missing, observed = loss.placeholders.missing, loss.placeholders.observed
+    return {
+        name: torch.nn.functional.normalize(
+            torch.stack(
+                [r + observed[name] if there else missing[name] for r, there in zip(rs, present[name], strict=True)]
+            ),
+            dim=1,
+        )
+        for name, rs in rows.items()
+    }
+
+
+@pytest.mark.parametrize("negatives", ["shuffled", "all"])
+def test_placeholders_stand_for_what_is_missing(negatives: str) -> None:
+    rows, present = unit_rows(NAMES[:3], 7, 6), random_presence(NAMES[:3], 7, 2)
+    some = torch.stack(list(present.values())).any(dim=0)
+    loss = placeholder(negatives=negatives).eval()
+    whole = SymileLoss(negatives=negatives, init_logit_scale=1.5).double().eval()
+    expected = whole({name: r[some] for name, r in filled(loss, rows, present).items()}).loss
+    output = loss(rows, present)
+    assert torch.allclose(output.loss, expected, rtol=0, atol=1e-12)
+    assert float(output.metrics["tuples"]) == pytest.approx(float(some.double().mean()))
+    output.loss.backward()
+    assert loss.placeholders is not None
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in loss.placeholders.parameters())
+
+
+def test_placeholders_score_with_whatever_is_given() -> None:
+    rows, loss = unit_rows(NAMES[:3], 5, 6), placeholder()
+    everything = dict.fromkeys(NAMES[:3], torch.ones(5, dtype=torch.bool))
+    whole = filled(loss, rows, everything)
+    present = {"a": torch.tensor([True, True, False, True, True])}
+    only_a = filled(loss, rows, {**everything, **present, "b": torch.zeros(5, dtype=torch.bool)})
+    found = loss.score(target="c", candidates=rows["c"], given={"a": rows["a"]}, present=present)
+    expected = loss.scale * (only_a["a"] * only_a["b"]) @ whole["c"].T
+    assert torch.allclose(found, expected, atol=1e-12)
+    both = loss.score(target="c", candidates=rows["c"], given={"a": rows["a"], "b": rows["b"]})
+    assert torch.allclose(both, loss.scale * (whole["a"] * whole["b"]) @ whole["c"].T, atol=1e-12)
+
+
+def test_a_pairwise_term_is_added_and_ranks_where_not_all_is_given() -> None:
+    rows = unit_rows(NAMES[:3], 6, 8)
+    loss = SymileLoss(init_logit_scale=1.5, pairwise_weight=0.7, modalities=NAMES[:3]).double().eval()
+    product = SymileLoss(init_logit_scale=1.5).double().eval()
+    expected = product(rows).loss + 0.7 * PairwiseCLIPLoss().double()(rows).loss
+    assert torch.allclose(loss(rows).loss, expected, rtol=0, atol=1e-9)
+    assert {"a", "b", "c", "a-b", "a-c", "b-c"} == set(loss(rows).parts)
+    given = {"a": rows["a"], "b": rows["b"]}
+    joint = loss.score(target="c", candidates=rows["c"], given=given)
+    assert torch.allclose(joint, product.score(target="c", candidates=rows["c"], given=given), atol=1e-12)
+    single = loss.score(target="c", candidates=rows["c"], given={"a": rows["a"]})
+    assert loss.pairwise is not None
+    assert torch.allclose(single, loss.pairwise.scale * rows["a"] @ rows["c"].T, atol=1e-12)
+    present = {"a": torch.arange(6) > 0, "b": torch.ones(6, dtype=torch.bool)}
+    mixed = loss.score(target="c", candidates=rows["c"], given=given, present=present)
+    assert torch.allclose(mixed[1:], joint[1:], atol=1e-12)
+    assert torch.allclose(mixed[0], loss.pairwise.scale * rows["b"][0] @ rows["c"].T, atol=1e-12)
+
+
 def test_score_is_the_product() -> None:
     rows = unit_rows(NAMES[:3], 5, 8)
     loss = SymileLoss(init_logit_scale=math.log(7)).double()
@@ -180,5 +278,15 @@ def test_score_is_the_product() -> None:
 def test_impossible_input_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose from: shuffled, all"):
         SymileLoss(negatives="n")
+    with pytest.raises(ConfigError, match="did you mean 'placeholder'"):
+        SymileLoss(missing="placeholders")
+    with pytest.raises(ConfigError, match="needs modalities and embed_dim"):
+        SymileLoss(missing="placeholder")
+    with pytest.raises(ConfigError, match="pairwise_weight needs modalities"):
+        SymileLoss(pairwise_weight=1.0)
+    with pytest.raises(ConfigError, match="must not be negative"):
+        SymileLoss(pairwise_weight=-1.0)
     with pytest.raises(LossError, match="at least 2"):
         SymileLoss()({"a": torch.zeros(3, 4)})
+    with pytest.raises(LossError, match="NaN or infinity: 'a' in 3 samples"):
+        SymileLoss()({"a": torch.full((3, 4), math.nan), "b": torch.zeros(3, 4)})
