@@ -124,6 +124,30 @@ def test_eval_writes_the_json_of_the_design_and_a_picture(
     assert "--overwrite" in one_line(capsys)
 
 
+def test_eval_probe_stands_beside_random_weights_and_raw_input(
+    home: Path, tiny_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = home / "probe.json"
+    words = ["eval", "probe", "--checkpoint", str(home / "runs" / "base"), "--data", str(tiny_shards)]
+    assert main([*words, "--modality", "image", "--label", "label", "--out", str(out)]) == 0
+    assert "random weights" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert set(result) == {"task", "checkpoint", "data", "modality", "label", "split", "features"}
+    assert set(result["features"]) == {"trained", "random weights", "raw input"}
+    assert result["features"]["trained"]["accuracy"] > 0.9  # a class is a colour
+    assert result["features"]["raw input"]["features"] == 3 * 16 * 16
+    assert result["features"]["trained"]["test"] == 17  # 20, of which three have no picture
+    assert main([*words, "--modality", "text", "--label", "label"]) == 0
+    assert "raw input" not in capsys.readouterr().out
+    for wrong, message in (
+        (["--modality", "img", "--label", "label"], "did you mean 'image'?"),
+        (["--modality", "image", "--label", "lable"], "did you mean 'label'?"),
+        (["--modality", "image", "--label", "label", "--val-split", "vla"], "did you mean 'val'?"),
+    ):
+        assert main([*words, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_test_and_predict_take_a_checkpoint(home: Path) -> None:
     run = home / "runs" / "base"
     common = [

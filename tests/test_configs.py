@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import mmrep
 from mmrep.cli.train import TrainCLI
+from tests.gloo_pool import GlooPool
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -50,3 +53,38 @@ def test_symile_and_clip_are_compared_with_equal_encoders_and_data() -> None:
     assert clip["data"] == symile["data"] and clip["seed_everything"] == symile["seed_everything"]
     for key in ("encoders", "embed_dim", "lr", "weight_decay", "warmup_steps"):
         assert clip["model"]["init_args"][key] == symile["model"]["init_args"][key]
+
+
+def fit_as_a_rank(
+    rank: int, path: str, shards: str, runs: str, options: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``mmrep fit`` as one of two processes of a launcher; gives the sums of the weights, and the logged figures."""
+    launcher = {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2}
+    launcher |= {"LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    words = ["fit", "--config", path, "--data.path", shards, "--runs", runs, *options]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in launcher.items():
+            patch.setenv(name, str(value))
+        cli = TrainCLI(words)
+    weights = {name: float(value.double().sum()) for name, value in cli.model.state_dict().items()}
+    return weights, {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_trains_on_two_processes(path: Path, pool2: GlooPool, tiny_shards: Path, tmp_path: Path) -> None:
+    """From its YAML to two steps, a validation and a model folder; both ranks end with the same weights."""
+    options = ["--data.global_batch_size", "16", "--data.num_workers", "0", "--trainer.max_epochs", "1"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    options += ["--trainer.log_every_n_steps", "1", "--trainer.num_sanity_val_steps", "0"]
+    words = (str(path), str(tiny_shards), str(tmp_path), options)
+    (weights, figures), (others, other_figures) = pool2.run(fit_as_a_rank, [(0, *words), (1, *words)], timeout=120)
+    assert weights == others and all(math.isfinite(value) for value in weights.values())
+    assert figures == other_figures and math.isfinite(figures["train/loss"])
+    model = mmrep.load(tmp_path / path.stem)
+    assert set(model.modalities) == set(yaml.safe_load(path.read_text())["model"]["init_args"]["encoders"])
+    if len(model.modalities) > 1:
+        assert (
+            0
+            <= figures["val/audio+text->image/recall@1" if "audio" in model.modalities else "val/text->image/recall@1"]
+            <= 1
+        )

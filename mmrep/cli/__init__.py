@@ -15,6 +15,7 @@ usage: mmrep COMMAND ...
 
 train (a YAML file says what; see configs/)
   fit       --config FILE [--any.key value] [--name RUN] [--overwrite | --resume auto]
+  fit       --model.help SwAV         the settings of an objective: also PairwiseCLIP, Symile, ModalityPairwise, HigherOrder
   validate  --config FILE --ckpt_path CKPT
   test      --config FILE --ckpt_path CKPT
   predict   --config FILE --ckpt_path CKPT

@@ -51,8 +51,6 @@ class SwAV(ContrastiveModule):
         hard_steps: int = 0,
         **training: Any,
     ) -> None:
-        if training.get("normalize", "l2") != "l2":
-            raise ConfigError("prototypes are compared by cosine", fix="leave normalize at l2")
 
         def make_loss(modalities: list[str], embed_dim: int) -> ClusterSwapLoss:
             return ClusterSwapLoss(
@@ -74,3 +72,5 @@ class SwAV(ContrastiveModule):
             )
 
         super().__init__(encoders, make_loss, **training)
+        if self.model.normalize != "l2":
+            raise ConfigError("prototypes are compared by cosine", fix="leave normalize at l2")

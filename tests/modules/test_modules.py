@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -11,12 +12,13 @@ import torch
 
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.encoders import ConvImageEncoder, MelAudioEncoder, NgramTextEncoder
-from mmrep.errors import CheckpointError
+from mmrep.encoders.crops import Crop
+from mmrep.errors import CheckpointError, ConfigError, LossError
 from mmrep.interop.load import load
-from mmrep.modules import ContrastiveModule, PairwiseCLIP, Symile
-from mmrep.modules.base import WarmupCosine
+from mmrep.modules import ContrastiveModule, HigherOrder, ModalityPairwise, PairwiseCLIP, SwAV, Symile
+from mmrep.modules.optim import WarmupCosine
 
-ENCODERS = {
+ENCODERS: dict[str, Any] = {
     "image": lambda d: ConvImageEncoder(d, image_size=16, width=8),
     "text": lambda d: NgramTextEncoder(d, width=16, buckets=99, length=32),
     "audio": lambda d: MelAudioEncoder(d, seconds=0.2, width=8),
@@ -28,6 +30,7 @@ def trainer(folder: Path, epochs: int = 1) -> pl.Trainer:
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
+        enable_checkpointing=False,
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -41,27 +44,144 @@ def test_warmup_and_cosine() -> None:
     assert schedule(99) == pytest.approx(0, abs=1e-12) and WarmupCosine(2, 0)(1000) == 1
 
 
-@pytest.mark.parametrize("module_class", [PairwiseCLIP, Symile])
+VIEWS: dict[str, Any] = {
+    "image": lambda d: ConvImageEncoder(d, image_size=16, width=8, views=2),
+    "text": lambda d: NgramTextEncoder(d, width=16, buckets=99, length=32, views=2, drop=0.1),
+    "audio": lambda d: MelAudioEncoder(d, seconds=0.15, width=8, random_window=True, views=2),
+}
+CROPS: dict[str, Any] = {
+    "image": lambda d: ConvImageEncoder(
+        d, image_size=16, width=8, head_width=16, crops=[Crop(2, 16, (0.5, 1.0)), Crop(2, 8, (0.2, 0.5))]
+    )
+}
+MODULES: dict[str, Any] = {
+    "clip": (PairwiseCLIP, ENCODERS, {}),
+    "siglip": (PairwiseCLIP, ENCODERS, {"form": "sigmoid", "scale_per_pair": True}),
+    "star": (PairwiseCLIP, ENCODERS, {"anchor": "image"}),
+    "symile": (Symile, ENCODERS, {}),
+    "symile placeholder": (Symile, ENCODERS, {"missing": "placeholder", "negatives": "all"}),
+    "symile pairwise": (Symile, ENCODERS, {"pairwise_weight": 0.5}),
+    "swav": (SwAV, CROPS, {"num_prototypes": 12, "teacher_views": 2, "queue_length": 32, "freeze_steps": 2}),
+    "swav larc": (SwAV, CROPS, {"num_prototypes": 12, "optimizer": "larc", "lr": 0.3}),
+    "cross-modal swav": (SwAV, ENCODERS, {"num_prototypes": [6, 12], "prototypes": "per_modality"}),
+    "modality-pairwise": (ModalityPairwise, VIEWS, {"exclude_aligned": True}),
+    "clip with views": (PairwiseCLIP, VIEWS, {}),
+    "gram": (HigherOrder, ENCODERS, {"objective": "gram", "optimizer": "lars"}),
+    "triangle": (HigherOrder, ENCODERS, {"objective": "triangle", "anchor": "text"}),
+    "confu": (HigherOrder, ENCODERS, {"objective": "confu", "fusion_width": 16}),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_fit_learns_checkpoints_load_and_nothing_is_decayed_that_should_not(
-    module_class: type[ContrastiveModule], tiny_shards: Path, tmp_path: Path
+    name: str, tiny_shards: Path, tmp_path: Path
 ) -> None:
-    module = module_class(ENCODERS, embed_dim=8, lr=5e-3, warmup_steps=1)  # type: ignore[call-arg,arg-type]  # as YAML does
+    module_class, encoders, options = MODULES[name]
+
+    def make(embed_dim: int) -> ContrastiveModule:
+        module: ContrastiveModule = module_class(
+            encoders, embed_dim=embed_dim, **{"lr": 5e-3, "warmup_steps": 1, **options}
+        )
+        return module
+
+    module = make(8)
     data = ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0)
+    losses: list[float] = []
+
+    class Record(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+
     run = trainer(tmp_path, epochs=4)
+    run.callbacks.append(Record())  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
     run.fit(module, data)
-    assert float(run.callback_metrics["train/loss"]) < math.log(16)
-    assert {"val/loss", "val/audio+text->image/recall@1", "train/logit_scale"} <= set(run.callback_metrics)
+    assert min(losses[1:]) < losses[0] and all(math.isfinite(loss) for loss in losses)
     kept, decayed = run.optimizers[0].param_groups[1], run.optimizers[0].param_groups[0]
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    assert any(parameter is module.model.loss.logit_scale for parameter in kept["params"])
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    whole = {id(p) for p in kept["params"]}
+    own = dict(module.model.loss.named_parameters())
+    assert all(id(p) in whole for key, p in own.items() if p.requires_grad and not key.startswith("fusion"))
     run.save_checkpoint(tmp_path / "a.ckpt")
     torch.load(tmp_path / "a.ckpt", weights_only=True)
-    rows = module.model.eval().encode(text=["a red thing"])["text"]
-    assert torch.equal(load(tmp_path / "a.ckpt").encode(text=["a red thing"])["text"], rows)
-    other = module_class(ENCODERS, embed_dim=4)  # type: ignore[call-arg,arg-type]  # as YAML does
+    loaded = load(tmp_path / "a.ckpt")
+    for (key, one), other in zip(module.model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(one, other), key
     with pytest.raises(CheckpointError, match=r"model\.embed_dim is 8 there and 4 here"):
-        trainer(tmp_path).fit(other, data, ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
+        trainer(tmp_path).fit(make(4), data, ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
+
+
+def test_every_run_logs_the_loss_and_how_embeddings_lie(tiny_shards: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.log_every_n_steps = 1  # type: ignore[attr-defined]  # set by one of Lightning's connectors
+    run.fit(
+        PairwiseCLIP(ENCODERS, embed_dim=8),
+        ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0),
+    )
+    pairs = ("image-text", "image-audio", "text-audio")
+    expected = {"loss", *(f"loss/{pair}" for pair in pairs), *(f"alignment/{pair}" for pair in pairs)}
+    expected |= {f"modality_gap/{pair}" for pair in pairs} | {f"uniformity/{name}" for name in ENCODERS}
+    logged = set(run.callback_metrics)
+    assert {f"train/{name}" for name in expected | {"logit_scale"}} <= logged
+    assert {f"val/{name}" for name in expected} <= logged
+    assert {
+        f"val/{d}/{f}" for d in ("text->image", "audio+text->image") for f in ("recall@1", "recall@10", "mrr")
+    } <= logged
+
+
+def test_swav_logs_the_health_of_its_clusters(tiny_shards: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.fit(
+        SwAV(CROPS, num_prototypes=12, embed_dim=8),
+        ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0),
+    )
+    logged = set(run.callback_metrics)
+    assert {f"train/{n}" for n in ("loss", "code_entropy", "prototype_usage", "dead_prototypes")} <= logged
+    assert "val/loss" not in logged and "val/uniformity/image" in logged  # a picture comes once: nothing to swap
+
+
+def test_prototypes_stand_still_while_frozen(tiny_shards: Path, tmp_path: Path) -> None:
+    """Through the trainer, under AdamW and LARC: bit by bit for the first steps, and no longer."""
+    for optimizer in ("adamw", "larc"):
+        module = SwAV(CROPS, num_prototypes=12, freeze_steps=3, optimizer=optimizer, embed_dim=8, warmup_steps=0)
+        before = {name: p.detach().clone() for name, p in module.model.loss.bank.named_parameters()}  # type: ignore[union-attr,operator]  # a ClusterSwapLoss
+        run = trainer(tmp_path, epochs=1)
+        data = ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0)
+        run.fit(module, data)
+        assert run.global_step == 3
+        after = dict(module.model.loss.bank.named_parameters())  # type: ignore[union-attr,operator]  # a ClusterSwapLoss
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        trainer(tmp_path, epochs=1).fit(module, data)
+        assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PairwiseCLIP(ENCODERS, anchor="txt"), "did you mean 'text'"),
+        (lambda: PairwiseCLIP(ENCODERS, pairs=["image-sound"]), "no modality 'sound'"),
+        (lambda: PairwiseCLIP(CROPS), "at least 2 modalities"),
+        (lambda: Symile(CROPS), "at least 2 modalities"),
+        (lambda: SwAV(CROPS, iterations=0), "iterations=0"),
+        (lambda: SwAV(CROPS, normalize="layernorm"), "leave normalize at l2"),
+        (lambda: SwAV(CROPS, optimizer="larz"), "did you mean 'lar"),
+        (lambda: HigherOrder(ENCODERS, objective="grams"), "did you mean 'gram'"),
+        (lambda: HigherOrder(ENCODERS, objective="confu", anchor="text"), "no anchor"),
+        (lambda: HigherOrder(CROPS, objective="confu"), "at least 3"),
+        (lambda: ModalityPairwise(ENCODERS, weights=[[0, 1], [1, 0]]), "3 x 3"),
+    ],
+)
+def test_impossible_settings_are_refused_at_construction(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_nan_in_a_batch_names_the_modality(tiny_shards: Path, tmp_path: Path) -> None:
+    module = PairwiseCLIP(ENCODERS, embed_dim=8)
+    with torch.no_grad():
+        module.model.by_modality["audio"].head.weight[0, 0] = math.nan  # type: ignore[union-attr,operator]  # a linear head
+    with pytest.raises(LossError, match="NaN or infinity: 'audio' in"):
+        trainer(tmp_path).fit(module, ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0))
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(tiny_shards: Path, tmp_path: Path) -> None:
@@ -74,7 +194,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tiny_shards: Path, tm
             "text": ENCODERS["text"],
             "audio": lambda d: MelAudioEncoder(d, seconds=0.2, width=8, augment=False),
         }
-        return Symile(encoders, embed_dim=8, warmup_steps=1)  # type: ignore[arg-type]  # lambdas stand for classes
+        return Symile(encoders, embed_dim=8, warmup_steps=1)
 
     class StopAfter(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

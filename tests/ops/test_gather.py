@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmrep.ops.gather import gather_embeddings, gather_rows, row_counts
+from mmrep.ops.gather import gather_embeddings, gather_rows, gather_stacked, row_counts, sum_over_ranks
 from tests.gloo_pool import GlooPool
 
 
@@ -61,3 +61,36 @@ def test_presence_travels_with_the_rows(pool2: GlooPool) -> None:
 def test_one_process_gathers_nothing() -> None:
     rows = rows_of(0, 2)
     assert gather_rows(rows) is rows
+    assert torch.equal(gather_stacked(rows), rows.detach()[None]) and torch.equal(sum_over_ranks(rows), rows.detach())
+
+
+def statistics(rank: int) -> tuple[Tensor, Tensor]:
+    tensor = rows_of(rank, 2).T  # strided
+    return gather_stacked(tensor), sum_over_ranks(tensor)
+
+
+def test_statistics_of_all_ranks(pool3: GlooPool) -> None:
+    expected = torch.stack([rows_of(rank, 2).detach().T for rank in range(3)])
+    for stacked, total in pool3.run(statistics, [(rank,) for rank in range(3)]):
+        assert torch.equal(stacked, expected) and torch.equal(total, expected.sum(dim=0))
+        assert not stacked.requires_grad and not total.requires_grad
+
+
+def selected(rank: int, count: int) -> tuple[dict[str, Tensor], slice, int]:
+    """Views of unequal number; y is there where its row number is odd."""
+    first = {0: 0, 1: 3}[rank]
+    rows = torch.arange(first, first + count, dtype=torch.float64)[:, None, None]
+    embeddings = {"x": rows.expand(-1, 2, 4) + 0.5, "y": rows[:, 0].expand(-1, 4)}
+    numbers = torch.arange(first, first + count)
+    present = {"x": torch.ones(count, dtype=torch.bool), "y": numbers % 2 == 1}
+    chosen = gather_embeddings(embeddings, present).select(["x", "y"])
+    return chosen.rows, chosen.mine, chosen.total
+
+
+def test_a_selection_knows_which_rows_are_this_ranks(pool2: GlooPool) -> None:
+    for (rows, mine, total), expected in zip(
+        pool2.run(selected, [(0, 3), (1, 4)]), [slice(0, 1), slice(1, 3)], strict=True
+    ):
+        assert rows["x"].shape == (3, 2, 4) and rows["x"][:, 0, 0].tolist() == [1.5, 3.5, 5.5]
+        assert rows["y"].shape == (3, 4) and rows["y"][:, 0].tolist() == [1, 3, 5]
+        assert (mine, total) == (expected, 3)
