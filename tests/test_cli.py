@@ -235,6 +235,39 @@ def test_a_misspelt_key_in_yaml_names_the_nearest(home: Path, capsys: pytest.Cap
     assert "no such config file" in one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.init_args.pairs=[]", "name some pairs"),
+        ("--model.init_args.pairs=[image-txt]", "did you mean 'text'?"),
+        ("--model.init_args.anchor=sound", "no modality 'sound'"),
+        ("--model.init_args.form=sigmod", "did you mean 'sigmoid'?"),
+        ("--model.init_args.pairss=all", "did you mean 'pairs'?"),
+        ("--model.init_args.optimizer=adam", "did you mean 'adamw'?"),
+        ("--model.init_args.encoders.image.init_args.vews=2", "did you mean 'views'?"),
+        ("--model.init_args.encoders.image.init_args.crops=[{cout: 1, size: 3}]", "did you mean 'count'?"),
+        ("--model.init_args.encoders.image.init_args.crops=[{count: 0, size: 3}]", "count and size are at least 1"),
+        ("--model=SwaV", "did you mean 'SwAV'?"),
+    ],
+)
+def test_mistakes_in_an_objective_are_one_line(
+    home: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(home, option) == 2
+    assert message in one_line(capsys)
+
+
+def test_one_line_swaps_the_objective(home: Path) -> None:
+    """The same YAML, encoders and data; only the class of the module is another."""
+    for module in ("Symile", "SwAV", "HigherOrder"):
+        assert fit(home, f"--model.class_path=mmrep.modules.{module}", "--trainer.max_epochs=1", name=module) == 0
+        loss = mmrep.load(home / "runs" / module).loss
+        assert type(loss).__name__ == {"SwAV": "ClusterSwapLoss", "HigherOrder": "GRAMLoss"}.get(
+            module, f"{module}Loss"
+        )
+    assert fit(home, "--model.class_path=mmrep.modules.ModalityPairwise", name="views") == 2  # it needs views: says so
+
+
 def test_an_existing_run_is_kept_until_the_new_one_can_start(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = home / "runs" / "base"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -33,10 +33,11 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("no such config file", where=missing[0], fix="the ones that come with mmrep are in configs/")
     try:
         TrainCLI(arguments)
-    except ValueError as error:  # jsonargparse wraps what a constructor raises
-        if isinstance(error.__cause__, MmrepError):
-            raise error.__cause__ from error
-        raise
+    except ValueError as error:  # jsonargparse wraps what a constructor raises, once for each level of the config
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MmrepError):
+            cause = cause.__cause__
+        raise cause or error from error
     return 0
 
 

@@ -43,7 +43,8 @@ class Crop:
     def __post_init__(self) -> None:
         if self.count < 1 or self.size < 1 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(
-                f"{self}: count and size must be at least 1, scale two shares in (0, 1], the smaller first"
+                f"a crop of count={self.count}, size={self.size}, scale={list(self.scale)}",
+                fix="count and size are at least 1, scale two shares in (0, 1], the smaller first",
             )
 
     def transform(self) -> Callable[[Image.Image], Tensor]:

@@ -251,6 +251,7 @@ class ClusterSwapLoss(Loss):
         if self.queue is None:
             return
         rows = gather_rows(torch.stack([view.rows for view in assigning], dim=1))
+        self.queue.check_batch(len(rows))
         valid = gather_rows(torch.stack([view.valid for view in assigning], dim=1).to(torch.uint8)).bool()
         self.queue.push({view.name: rows[valid[:, i], i] for i, view in enumerate(assigning)})
 

@@ -107,19 +107,22 @@ class FeatureQueue(nn.Module):
         """This rank's part of a view's queue: together the ranks hold each feature once."""
         return self.rows[self.places[view], rank::world]
 
-    @torch.no_grad()
-    def push(self, features: Mapping[str, Tensor]) -> None:
-        """Put the features ``[n, D]`` of all ranks in front, per view.
+    def check_batch(self, rows: int) -> None:
+        """Refuse a batch that it cannot hold.
 
         Raises:
-            LossError: If a batch is longer than the queue.
+            LossError: If the global batch has more rows than the queue.
         """
+        if rows > self.length:
+            raise LossError(
+                f"a queue of {self.length} features is shorter than the batch of {rows}",
+                fix="raise queue_length, or lower data.global_batch_size",
+            )
+
+    @torch.no_grad()
+    def push(self, features: Mapping[str, Tensor]) -> None:
+        """Put the features ``[n, D]`` of all ranks in front, per view."""
         for view, new in features.items():
-            if len(new) > self.length:
-                raise LossError(
-                    f"a queue of {self.length} features is shorter than the batch of {len(new)}",
-                    fix="raise queue_length, or lower data.global_batch_size",
-                )
             place = self.places[view]
             self.rows[place] = torch.cat([new.to(self.rows.dtype), self.rows[place]])[: self.length]
             self.filled[place] = (self.filled[place] + len(new)).clamp(max=self.length)

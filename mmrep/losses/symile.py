@@ -158,12 +158,15 @@ class SymileLoss(RowLoss):
         return (logits.logsumexp(dim=1) - positive).sum()
 
     def _shifts(self, names: list[str], total: int, device: torch.device) -> Permutations:
-        """Cyclic shifts: distinct for the others of an anchor, the same on all ranks; none at all for a single other."""
+        """Cyclic shifts: distinct for the others of an anchor, the same on all ranks; none at all for a single other.
+
+        By the names, so that they do not depend on the order of the modalities.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + (int(self.step) + 1 if self.training else 0))
         columns = torch.arange(total, device=device)
         permutations: dict[str, dict[str, Tensor]] = {}
-        for anchor in names:
-            others = [name for name in names if name != anchor]
+        for anchor in sorted(names):
+            others = [name for name in sorted(names) if name != anchor]
             # A single other needs no shift: its column j is the row j, a false partner everywhere but on the diagonal.
             distances = torch.randperm(total, generator=generator).tolist() if len(others) > 1 else [0]
             shifts = itertools.islice(itertools.cycle(distances), len(others))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -12,73 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmrep.encoders.batch_norm import GatheredBatchNorm
-from mmrep.losses import (
-    ClusterSwapLoss,
-    ConFuLoss,
-    GRAMLoss,
-    Loss,
-    ModalityPairwiseLoss,
-    PairwiseCLIPLoss,
-    SymileLoss,
-    TriangleLoss,
-)
+from mmrep.losses import GRAMLoss, Loss
 from tests.gloo_pool import GlooPool
+from tests.losses.cases import DIM, LOSSES, NAMES, VIEWS, WITH_VIEWS, clip, confu, pairwise, swap, symile
 
-NAMES = ("a", "b", "c")
-N, VIEWS, WIDTH, DIM = 8, 3, 5, 6
-
-clip = PairwiseCLIPLoss
-symile = partial(SymileLoss, modalities=NAMES, embed_dim=DIM)
-swap = partial(ClusterSwapLoss, modalities=NAMES, embed_dim=DIM, num_prototypes=7)
-one_image = partial(ClusterSwapLoss, modalities=["a"], embed_dim=DIM, num_prototypes=7)
-pairwise = ModalityPairwiseLoss
-confu = partial(ConFuLoss, modalities=NAMES, embed_dim=DIM, fusion_width=9)
-MATRIX = [[0.0, 2.0, 1.0], [0.5, 0.0, 0.0], [3.0, 1.0, 0.0]]
-
-LOSSES: dict[str, Any] = {
-    "clip": clip,
-    "clip-sum": partial(clip, reduction="sum"),
-    "clip-star": partial(clip, anchor="b"),
-    "clip-weights": partial(clip, pairs={"a-b": 2.0, "c-b": 0.5}),
-    "clip-fixed": partial(clip, learn_temperature=False),
-    "clip-unbounded": partial(clip, max_logit_scale=None, init_temperature=0.005),
-    "clip-per-pair": partial(clip, scale_per_pair=True, modalities=NAMES),
-    "clip-sigmoid": partial(clip, form="sigmoid"),
-    "clip-sigmoid-per-pair": partial(clip, form="sigmoid", scale_per_pair=True, modalities=NAMES),
-    "symile-shuffled": symile,
-    "symile-all": partial(symile, negatives="all"),
-    "symile-fixed-start": partial(symile, init_logit_scale=2.0),
-    "symile-placeholder": partial(symile, missing="placeholder"),
-    "symile-placeholder-all": partial(symile, missing="placeholder", negatives="all"),
-    "symile-pairwise": partial(symile, pairwise_weight=0.7),
-    "swap-cross": swap,
-    "swap-all": partial(swap, pairs="all"),
-    "swap-intra": partial(swap, pairs="intra"),
-    "swap-matrix": partial(swap, pairs=MATRIX),
-    "swap-per-modality": partial(swap, prototypes="per_modality"),
-    "swap-heads": partial(swap, num_prototypes=[4, 7]),
-    "swap-queue": partial(swap, teacher_views=2, queue_length=10),
-    "swap-product": partial(swap, codes="product"),
-    "swap-mean-queue": partial(swap, codes="mean", teacher_views=1, queue_length=8),
-    "swap-modality": partial(swap, marginals="modality"),
-    "swap-union": partial(swap, marginals="union"),
-    "swap-freeze": partial(swap, freeze_steps=9),
-    "swap-hard": partial(swap, hard_steps=9),
-    "swap-one-modality": one_image,
-    "swap-one-modality-queue": partial(one_image, teacher_views=2, queue_length=12),
-    "pairwise-aligned": partial(pairwise, positives="aligned"),
-    "pairwise-other": pairwise,
-    "pairwise-all": partial(pairwise, positives="all", learn_temperature=True),
-    "pairwise-legacy": partial(pairwise, exclude_aligned=True, legacy_scale=0.5),
-    "pairwise-weights": partial(pairwise, weights=MATRIX, modalities=NAMES),
-    "gram": GRAMLoss,
-    "gram-anchor": partial(GRAMLoss, anchor="b", label_smoothing=0.0),
-    "triangle": TriangleLoss,
-    "triangle-root": partial(TriangleLoss, root=True),
-    "confu": confu,
-    "confu-learned": partial(confu, fusion_weight=0.8, learn_temperature=True),
-}
-WITH_VIEWS = ("swap-all", "swap-intra", "swap-matrix", "swap-queue", "swap-heads", "swap-one-modality", "pairwise-")
+N, WIDTH = 8, 5
 ALSO_WITH_VIEWS = ("clip", "symile-shuffled", "confu", "gram")  # every loss takes views: one line of YAML swaps them
 CASES = [
     *((name, VIEWS if name.startswith(WITH_VIEWS) else 1) for name in LOSSES),
@@ -123,6 +61,9 @@ def whole_batch(views: int, step: int) -> dict[str, Tensor]:
     return {name: torch.randn(N, views, WIDTH, generator=generator) for name in NAMES}
 
 
+STEPS = {views: [whole_batch(views, step) for step in range(2)] for views in (1, VIEWS)}
+
+
 def presence(pattern: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
     """Which rows of the whole batch are there, for ranks of the given sizes."""
     present = {name: torch.ones(N, dtype=torch.bool) for name in NAMES}
@@ -153,6 +94,15 @@ def gradients(
     return {**found, **buffers, "value": loss.detach()}
 
 
+@functools.cache
+def alone(name: str, views: int, absent: tuple[tuple[str, int], ...]) -> dict[str, Tensor]:
+    """What one process computes with the whole batch, where so many rows ``(modality, number)`` are absent."""
+    present = {key: torch.ones(N, dtype=torch.bool) for key in NAMES}
+    for key, number in absent:
+        present[key][number] = False
+    return gradients(name, STEPS[views], present, distributed=False)
+
+
 def split(tensors: dict[str, Tensor], sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
     return [{name: tensor.split(list(sizes))[rank] for name, tensor in tensors.items()} for rank in range(len(sizes))]
 
@@ -163,11 +113,11 @@ def test_gradients_equal_one_process(
     name: str, views: int, sizes: tuple[int, ...], request: pytest.FixtureRequest
 ) -> None:
     pool: GlooPool = request.getfixturevalue(f"pool{len(sizes)}")
-    steps = [whole_batch(views, step) for step in range(3)]
+    shares = [split(inputs, sizes) for inputs in STEPS[views]]
     for pattern in PATTERNS:
         present = presence(pattern, sizes)
-        expected = gradients(name, steps, present, distributed=False)
-        shares = [split(inputs, sizes) for inputs in steps]
+        absent = tuple((key, int(number)) for key in NAMES for number in (~present[key]).nonzero())
+        expected = dict(alone(name, views, absent))
         per_rank = [
             (name, [share[rank] for share in shares], split(present, sizes)[rank], True) for rank in range(len(sizes))
         ]
