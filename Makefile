@@ -40,6 +40,12 @@ format: $(STAMP) ## Format and mend what can be mended
 data: $(STAMP) ## Emoji-M3 mini in data/emoji_m3
 	$(BIN)/python -m data_prep.emoji_m3 --out data/emoji_m3 --size mini
 
+xor: $(STAMP) ## The XOR sweep of Symile and its rivals: minutes; JSON and plot in benchmarks/results
+	$(BIN)/python -m benchmarks.xor
+
+objectives: $(STAMP) ## Every objective on real data, one seed each: an hour on two cores; JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.objectives
+
 lock: $(STAMP) ## Write constraints.txt from the environment
 	@{ head -1 constraints.txt; VIRTUAL_ENV=$(VENV) $(BIN)/uv pip freeze | grep == | grep -v -E '^(mmrep|uv)=='; } > constraints.new
 	@mv constraints.new constraints.txt
@@ -47,4 +53,4 @@ lock: $(STAMP) ## Write constraints.txt from the environment
 clean: ## Remove the environment and caches; data/ and runs/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help install demo test test-slow test-all format data lock clean
+.PHONY: help install demo test test-slow test-all format data xor objectives lock clean
