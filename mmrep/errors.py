@@ -46,3 +46,14 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     words = list(known)
     near = difflib.get_close_matches(wrong, words, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(words) or 'nothing is known here'}"
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a setting that is none of its few values.
+
+    Raises:
+        ConfigError: With the nearest of them.
+    """
+    choices = list(known)
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}", fix=did_you_mean(str(value), choices))

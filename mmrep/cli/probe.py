@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from mmrep.data.index import Index
     from mmrep.encoders import Encoder
     from mmrep.evaluation.probe import Labelled
+
+
+MOST_RAW = 20_000
+"""Numbers of a raw input up to which it is probed too: the solution holds a matrix of samples x numbers in float64."""
 
 
 def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
@@ -45,15 +50,18 @@ def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     classes = {type(part).__name__: type(part) for part in [*model.encoders.values(), model.loss]}
     untrained = MultimodalModel.from_config(model.config(), classes).eval()
-    features = {"trained": model, "random weights": untrained}
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    figures: dict[str, Any] = {}
-    for name, source in features.items():
-        encoder = source.by_modality[options.modality].to(device)
-        figures[name] = linear_probe(**_splits(options, index, encoder, encoder.features, name))
-    if model.by_modality[options.modality].kind != "text":  # whose numbers are names of tokens
-        encoder = model.by_modality[options.modality]
-        figures["raw input"] = linear_probe(**_splits(options, index, encoder, _flat, "raw input"))
+    encoder, random = (source.by_modality[options.modality].to(device) for source in (model, untrained))
+    features = {"trained": encoder.features, "random weights": random.features}
+    width = encoder.empty(1).numel()
+    if encoder.kind != "text" and width <= MOST_RAW:  # a text's numbers are names of tokens
+        features["raw input"] = _flat
+    elif encoder.kind != "text":
+        print(f"raw input is left out: {width} numbers a sample are more than {MOST_RAW}", file=sys.stderr)
+    splits = {
+        name: _collect(options, index, encoder, features, split)
+        for name, split in (("train", options.train_split), ("val", options.val_split), ("test", options.split))
+    }
     result = {
         "task": "probe",
         "checkpoint": str(options.checkpoint),
@@ -61,29 +69,31 @@ def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
         "modality": options.modality,
         "label": options.label,
         "split": options.split,
-        "features": figures,
+        "features": {kind: linear_probe(**{name: found[kind] for name, found in splits.items()}) for kind in features},
     }
     print_probe(result)
     return result
 
 
-def _splits(
-    options: argparse.Namespace, index: Index, encoder: Encoder, features: Callable[[Tensor], Tensor], title: str
-) -> Mapping[str, Labelled]:
-    """Features of the three splits, by the names of `linear_probe`'s arguments."""
+def _collect(
+    options: argparse.Namespace,
+    index: Index,
+    encoder: Encoder,
+    features: Mapping[str, Callable[[Tensor], Tensor]],
+    split: str,
+) -> dict[str, Labelled]:
+    """All kinds of features of one split."""
     from mmrep.data.dataset import ShardDataset, make_loader
     from mmrep.data.reader import Samples
     from mmrep.evaluation.probe import collect
     from mmrep.evaluation.report import progress
 
+    encoders = {options.modality: encoder}
+    dataset = ShardDataset(Samples(index, split), encoders, train=False, seed=0)
+    loader = make_loader(dataset, encoders, options.batch_size, num_workers=options.num_workers)
     device = next(encoder.parameters()).device
-    found = {}
-    for name, split in (("train", options.train_split), ("val", options.val_split), ("test", options.split)):
-        dataset = ShardDataset(Samples(index, split), {options.modality: encoder}, train=False, seed=0)
-        loader = make_loader(dataset, {options.modality: encoder}, options.batch_size, num_workers=options.num_workers)
-        with progress(f"{title}, {split}", len(dataset)) as advance:
-            found[name] = collect(features, loader, options.modality, options.label, device=device, advance=advance)
-    return found
+    with progress(f"features of {split}", len(dataset)) as advance:
+        return collect(features, loader, options.modality, options.label, device=device, advance=advance)
 
 
 def _flat(inputs: Tensor) -> Tensor:

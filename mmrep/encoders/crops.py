@@ -62,14 +62,18 @@ class Crop:
         return composed
 
 
-@dataclass(frozen=True)
 class MultiCrop:
-    """A picture to a list of crops uint8 ``[count, 3, size, size]``, one tensor per resolution."""
+    """A picture to a list of crops uint8 ``[count, 3, size, size]``, one tensor per resolution.
 
-    crops: Sequence[Crop]
+    Args:
+        crops: What is drawn, one entry per resolution.
+    """
+
+    def __init__(self, crops: Sequence[Crop]) -> None:
+        self.draws = [(crop.count, crop.transform()) for crop in crops]
 
     def __call__(self, picture: Image.Image) -> Input:
-        return [torch.stack([once(picture) for once in [crop.transform()] * crop.count]) for crop in self.crops]
+        return [torch.stack([draw(picture) for _ in range(count)]) for count, draw in self.draws]
 
 
 class ImageEncoder(Encoder):

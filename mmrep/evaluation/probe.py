@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,36 +31,41 @@ class Labelled:
 
 @torch.inference_mode()
 def collect(
-    features: Callable[[Tensor], Tensor],
+    features: Mapping[str, Callable[[Tensor], Tensor]],
     loader: Iterable[Batch],
     modality: str,
     label: str,
     *,
     device: torch.device | str = "cpu",
     advance: Callable[[int], None] | None = None,
-) -> Labelled:
-    """The features of every sample of a loader that has the modality.
+) -> dict[str, Labelled]:
+    """Several kinds of features of every sample of a loader that has the modality, in one pass.
 
     Args:
-        features: From inputs ``[B, ...]`` on ``device`` to ``[B, F]``.
+        features: Name -> from inputs ``[B, ...]`` on ``device`` to ``[B, F]``.
         loader: Batches.
         modality: Whose inputs.
         label: Whose classes.
-        device: Where ``features`` runs.
+        device: Where the features are computed.
         advance: Called with the number of samples done, for a progress bar.
+
+    Raises:
+        MmrepError: If no sample has the modality.
     """
-    rows, classes = [], []
+    rows: dict[str, list[Tensor]] = {name: [] for name in features}
+    classes = []
     for batch in loader:
-        there = batch.present[modality]
-        inputs = batch.inputs[modality]
+        there, inputs = batch.present[modality], batch.inputs[modality]
         assert isinstance(inputs, Tensor), "in evaluation a sample comes once"
-        rows.append(features(inputs[there].to(device)).float().cpu())
-        classes.append(batch.labels[label][there])
+        if bool(there.any()):
+            classes.append(batch.labels[label][there])
+            for name, compute in features.items():
+                rows[name].append(compute(inputs[there].to(device)).float().cpu())
         if advance is not None:
             advance(len(batch))
-    if not rows:
-        raise MmrepError("there is nothing to probe: the split gave no batch")
-    return Labelled(torch.cat(rows), torch.cat(classes))
+    if not classes:
+        raise MmrepError(f"there is nothing to probe: no sample has '{modality}'")
+    return {name: Labelled(torch.cat(parts), torch.cat(classes)) for name, parts in rows.items()}
 
 
 def linear_probe(train: Labelled, val: Labelled, test: Labelled) -> dict[str, Any]:

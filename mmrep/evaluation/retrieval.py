@@ -119,11 +119,23 @@ def retrieve(
     figures = {}
     for direction in directions if directions is not None else all_directions(list(embeddings.rows)):
         try:
-            figures[str(direction)] = _figures(embeddings, scorer, direction, tile)
+            _try_scoring(embeddings, scorer, direction)
         except LossError:
             if directions is not None:
                 raise
+            continue
+        figures[str(direction)] = _figures(embeddings, scorer, direction, tile)
     return figures
+
+
+def _try_scoring(embeddings: Embeddings, scorer: Scorer, direction: Direction) -> None:
+    """Score one made-up query, on every rank: whether a loss can score a direction must not depend on who has queries.
+
+    Raises:
+        LossError: If it cannot.
+    """
+    one = torch.ones_like(next(iter(embeddings.rows.values()))[:1]) if len(embeddings) else torch.ones(1, 1)
+    scorer.score(target=direction.target, candidates=one, given=dict.fromkeys(direction.given, one))
 
 
 def _figures(embeddings: Embeddings, scorer: Scorer, direction: Direction, tile: int) -> dict[str, Any]:

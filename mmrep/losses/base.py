@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.errors import ConfigError, LossError, did_you_mean
+from mmrep.losses.checks import Embeddings, Presence, check_finite, check_shapes, check_views
 from mmrep.ops.gather import Gathered, gather_embeddings
 from mmrep.ops.multilinear import in_fp32
-
-Embeddings = Mapping[str, Tensor]
-Presence = Mapping[str, Tensor]
 
 
 @dataclass
@@ -45,12 +44,46 @@ class Loss(nn.Module):
     Args:
         modalities: The names it will meet, where they are known: mistakes in its settings are then found at once.
         **settings: The constructor's other arguments, plain values: what a model folder stores to build the loss again.
+            An ``embed_dim`` among them is the width that embeddings must have.
     """
 
     def __init__(self, *, modalities: Sequence[str] | None, **settings: Any) -> None:
         super().__init__()
         self.modalities = None if modalities is None else list(modalities)
         self.settings = {**settings, "modalities": self.modalities}
+
+    def check(self, embeddings: Embeddings, present: Presence | None, *, at_least: int) -> None:
+        """Refuse what it cannot take, on names and shapes alone, which are equal on all ranks but for the number of rows.
+
+        Raises:
+            LossError: On too few modalities, other ones than declared, unequal shapes, or presence that does not fit.
+        """
+        if len(embeddings) < at_least:
+            raise LossError(f"the loss needs at least {at_least} modalities, it got {list(embeddings)}")
+        self._check_known(embeddings)
+        for name in self.modalities or ():
+            if name not in embeddings:
+                raise LossError(f"the loss is over {self.modalities}, and '{name}' does not come")
+        check_shapes(embeddings, present, self.settings.get("embed_dim"))
+
+    def check_score(self, target: str, given: Embeddings, present: Presence | None) -> None:
+        """Refuse an impossible query.
+
+        Raises:
+            LossError: If nothing is given, the target itself is, a name is unknown, or presence is missing.
+        """
+        if not given:
+            raise LossError(f"nothing is given to find '{target}' by")
+        if target in given:
+            raise LossError(f"'{target}' is both given and asked for")
+        self._check_known([target, *given])
+        if lacking := [name for name in given if present is not None and name not in present]:
+            raise LossError(f"presence of {lacking} is missing")
+
+    def _check_known(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self.modalities is not None and name not in self.modalities:
+                raise LossError(f"the loss knows no modality '{name}'", fix=did_you_mean(name, self.modalities))
 
     def forward(self, embeddings: Embeddings, present: Presence | None = None) -> LossOutput:
         raise NotImplementedError
@@ -100,6 +133,61 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value.values())
 
 
+class ScaledLoss(Loss):
+    """Base of the losses that multiply similarities by a learned or fixed scale, ``exp(logit_scale)``.
+
+    Args:
+        init_temperature: The scale starts at its inverse.
+        learn_temperature: Whether it is learned.
+        max_logit_scale: The scale is brought back to it before each step; None for no bound.
+        scale_shape: Of the parameter: one scale, or one a pair.
+        modalities, **settings: See `Loss`.
+
+    Raises:
+        ConfigError: If the temperature or the bound is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        init_temperature: float,
+        learn_temperature: bool,
+        max_logit_scale: float | None,
+        modalities: Sequence[str] | None,
+        scale_shape: tuple[int, ...] = (),
+        **settings: Any,
+    ) -> None:
+        if not (init_temperature > 0 and (max_logit_scale is None or max_logit_scale > 0)):
+            raise ConfigError(
+                f"init_temperature={init_temperature} and max_logit_scale={max_logit_scale} must be positive"
+            )
+        super().__init__(
+            modalities=modalities,
+            init_temperature=init_temperature,
+            learn_temperature=learn_temperature,
+            max_logit_scale=max_logit_scale,
+            **settings,
+        )
+        self.max_logit_scale = max_logit_scale
+        start = torch.full(scale_shape, -math.log(init_temperature))
+        self.logit_scale = nn.Parameter(start, requires_grad=learn_temperature)
+        self.bound_scale()
+
+    @property
+    def scale(self) -> Tensor:
+        """What similarities are multiplied by."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def bound_scale(self) -> None:
+        """Bring the scale back to its bound, as CLIP does after each step (Radford et al. 2021, section 2.5).
+
+        Not inside the graph: there a clamp would cut the gradient, and hold the scale at its bound for good.
+        """
+        if self.max_logit_scale is not None:
+            self.logit_scale.clamp_(max=math.log(self.max_logit_scale))
+
+
 class RowLoss(Loss):
     """Base of the losses that compare one row of each modality: they write `objective`, over the rows of all ranks.
 
@@ -112,19 +200,19 @@ class RowLoss(Loss):
         """See `Loss`. Rows are used as they come: the model normalises them.
 
         Raises:
-            LossError: On fewer than two modalities, unknown ones, shapes that do not fit, NaN, or infinity.
+            LossError: On fewer than two modalities, other ones than declared, shapes that do not fit, NaN, or infinity.
         """
-        check_embeddings(embeddings, present, at_least=2, known=self.modalities)
-        views = {rows.shape[1] for rows in embeddings.values() if rows.ndim == 3} - {1}
-        if len(views) > 1:
-            raise LossError(
-                f"unequal numbers of views: { {name: rows.shape[1] for name, rows in embeddings.items() if rows.ndim == 3} }",
-                fix="give all modalities the same number, or one",
-            )
+        return self.over_views(embeddings, present, self.objective)
+
+    def over_views(
+        self, embeddings: Embeddings, present: Presence | None, objective: Callable[[Gathered], LossOutput]
+    ) -> LossOutput:
+        """The mean of an objective over the views of all ranks' rows."""
+        self.check(embeddings, present, at_least=2)
+        views = check_views(embeddings)
         gathered = gather_embeddings(*self.prepare({name: in_fp32(r) for name, r in embeddings.items()}, present))
-        check_finite(gathered)
-        outputs = [self.objective(gathered.view(number)) for number in range(max(views, default=1))]
-        output = _mean(outputs)
+        check_finite(gathered, list(embeddings))
+        output = _mean([objective(gathered.view(number)) for number in range(views)])
         output.loss = output.loss + connected_zero([*gathered.rows.values(), *self.parameters()])
         return output
 
@@ -151,89 +239,9 @@ def _mean(outputs: Sequence[LossOutput]) -> LossOutput:
     )
 
 
-def check_modalities(modalities: Sequence[str] | None, *, at_least: int) -> None:
-    """Refuse at construction what no batch could mend.
-
-    Raises:
-        ConfigError: On too few modalities, or one that is named twice.
-    """
-    if modalities is None:
-        return
-    if len(modalities) < at_least:
-        raise ConfigError(f"the loss needs at least {at_least} modalities, it has {list(modalities)}")
-    if len(set(modalities)) < len(modalities):
-        raise ConfigError(f"a modality is named twice in {list(modalities)}")
-
-
-def check_name(name: str, modalities: Iterable[str] | None, what: str) -> None:
-    """Refuse a setting that names an unknown modality.
-
-    Raises:
-        ConfigError: With the nearest known name.
-    """
-    if modalities is not None and name not in list(modalities):
-        raise ConfigError(f"{what}: no modality '{name}'", fix=did_you_mean(name, modalities))
-
-
-def check_embeddings(
-    embeddings: Embeddings, present: Presence | None, *, at_least: int, known: Sequence[str] | None
-) -> None:
-    """Refuse what no loss can take, on shapes alone, which are equal on all ranks but for the number of rows.
-
-    Raises:
-        LossError: On too few modalities, unknown ones, unequal shapes, or presence that does not fit.
-    """
-    if len(embeddings) < at_least:
-        raise LossError(f"the loss needs at least {at_least} modalities, it got {list(embeddings)}")
-    for name in embeddings:
-        if known is not None and name not in known:
-            raise LossError(f"the loss knows no modality '{name}'", fix=did_you_mean(name, known))
-    shapes = {name: tuple(rows.shape) for name, rows in embeddings.items()}
-    fits = all(len(shape) in (2, 3) and 0 not in shape[1:] for shape in shapes.values())
-    if not fits or len({(shape[0], shape[-1]) for shape in shapes.values()}) > 1:
-        raise LossError(
-            f"embeddings must be [B, D] or [B, V, D] of one B and D, they are {shapes}",
-            fix="give all encoders one embed_dim",
-        )
-    rows = next(iter(shapes.values()))[0]
-    for name in embeddings:
-        if present is not None and (name not in present or tuple(present[name].shape) != (rows,)):
-            raise LossError(f"presence of '{name}' is missing or not of shape ({rows},)")
-
-
-def check_finite(gathered: Gathered) -> None:
-    """Refuse NaN and infinity in the rows of any rank, on every rank, so that none waits for another.
-
-    Raises:
-        LossError: Naming the modalities.
-    """
-    bad = [(~rows.isfinite().flatten(1).all(dim=1)).sum() for rows in gathered.rows.values()]
-    refuse_not_finite(dict(zip(gathered.rows, torch.stack(bad).tolist(), strict=True)))
-
-
-def refuse_not_finite(bad: Mapping[str, int]) -> None:
-    """Refuse a batch with so many bad rows per modality, if there are any.
-
-    Raises:
-        LossError: Naming the modalities.
-    """
-    if found := [f"'{name}' in {count} samples" for name, count in bad.items() if count]:
-        raise LossError(
-            f"embeddings hold NaN or infinity: {', '.join(found)}",
-            fix="look for bad values in the data, or lower the learning rate",
-        )
-
-
-def check_score(target: str, given: Embeddings) -> None:
-    """Refuse an impossible query.
-
-    Raises:
-        LossError: If nothing is given, or the target itself is.
-    """
-    if not given:
-        raise LossError(f"nothing is given to find '{target}' by")
-    if target in given:
-        raise LossError(f"'{target}' is both given and asked for")
+def weighted_sum(terms: Mapping[Any, Tensor], weights: Mapping[Any, float], like: Tensor) -> Tensor:
+    """``sum w L`` over the terms that a batch has; a zero on the device of ``like`` where it has none."""
+    return torch.stack([like.new_zeros(()), *(weights[name] * term for name, term in terms.items())]).sum()
 
 
 def connected_zero(tensors: Iterable[Tensor]) -> Tensor:

@@ -8,21 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrep.errors import ConfigError, LossError, did_you_mean
-from mmrep.losses.base import (
-    Embeddings,
-    Loss,
-    LossOutput,
-    Presence,
-    check_embeddings,
-    check_modalities,
-    check_score,
-    connected_zero,
-    fp32,
-    refuse_not_finite,
-)
+from mmrep.errors import ConfigError, LossError, check_choice
+from mmrep.losses.base import Loss, LossOutput, connected_zero, fp32
+from mmrep.losses.checks import Embeddings, Presence, check_modalities, refuse_not_finite
 from mmrep.losses.prototype_usage import PrototypeUsage
 from mmrep.losses.prototypes import SHARED, FeatureQueue, PrototypeBank, View, view_names
+from mmrep.losses.scores import inner_products
 from mmrep.losses.weights import Matrix, check_matrix, weight_between
 from mmrep.ops.gather import gather_rows, rank, sum_over_ranks, world_size
 from mmrep.ops.multilinear import in_fp32
@@ -60,7 +51,8 @@ class ClusterSwapLoss(Loss):
             of all, which rewards modalities that keep apart.
         queue_length: Features per assigning view that take part in Sinkhorn, for batches that are small against K. Used once
             full; needs ``teacher_views``.
-        queue_start: Steps before the queue is used.
+        queue_start: Steps before the queue is used. A step here is a forward pass in training: with gradients accumulated
+            over k batches there are k of them for each of the optimiser's.
         freeze_steps: Steps in which prototypes stand still, while random features would move them.
         hard_steps: Steps with codes rounded to one prototype.
     """
@@ -88,7 +80,9 @@ class ClusterSwapLoss(Loss):
     ) -> None:
         check_modalities(modalities, at_least=1)
         pairs = pairs if pairs is not None else "all" if len(modalities) == 1 else "cross"
-        _check_choices(prototypes=prototypes, codes=codes, marginals=marginals)
+        check_choice("prototypes", prototypes, PROTOTYPES)
+        check_choice("codes", codes, CODES)
+        check_choice("marginals", marginals, MARGINALS)
         _check_pairs(pairs, modalities)
         if prototypes != "shared" and (codes != "own" or marginals == "union"):
             raise ConfigError(f"codes={codes!r} with marginals={marginals!r} needs prototypes='shared'")
@@ -141,28 +135,29 @@ class ClusterSwapLoss(Loss):
             LossError: On unknown modalities, shapes that do not fit, NaN, infinity, a batch longer than the queue, or a single
                 view in training.
         """
-        check_embeddings(embeddings, present, at_least=1, known=self.names)
+        self.check(embeddings, present, at_least=1)
         views = _views(embeddings, present)
         teachers = [view for view in views if self.teacher_views is None or view.number < self.teacher_views]
-        weights = views[0].rows.new_tensor([[self._weight(a, b) for b in views] for a in teachers])
-        zero = connected_zero([*embeddings.values(), *self.parameters()])
-        if not bool(weights.any()):
+        weights = [[self._weight(teacher, view) for view in views] for teacher in teachers]
+        zero, step = connected_zero([*embeddings.values(), *self.parameters()]), int(self.step)
+        if not any(weight for row in weights for weight in row):
             if self.training:
                 raise LossError(
                     f"{[view.name for view in views]}: no view predicts another", fix="give the encoder crops or views"
                 )
             return LossOutput(zero)
-        if self.training and int(self.step) >= self.freeze_steps:
+        if self.training and step >= self.freeze_steps:
             self.bank.normalize_()
         together = _count_pairs(teachers, views)
         assigning = self._assigning(teachers)
-        heads = [self._head(head, views, teachers, assigning, together) for head in range(len(self.bank.counts))]
+        heads = [self._head(head, views, teachers, assigning, together, step) for head in range(len(self.bank.counts))]
         terms = torch.stack([terms for terms, _ in heads]).mean(dim=0)
-        share = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12) / weights.any(dim=1).sum()
+        share = terms.new_tensor(weights)
+        share = share / share.sum(dim=1, keepdim=True).clamp(min=1e-12) / share.any(dim=1).sum()
         if self.training:
             self._push(assigning)
             self.step += 1
-        parts = _by_modality(terms.detach(), weights, teachers, views)
+        parts = _by_modality(terms.detach(), together, weights, teachers, views)
         metrics = {name: torch.stack([m[name] for _, m in heads]).mean() for name in heads[0][1]}
         return LossOutput(zero + (share * terms).sum(), parts, metrics)
 
@@ -200,11 +195,17 @@ class ClusterSwapLoss(Loss):
         return [View(t.modality, t.number, *joint[t.number]) for t in teachers]
 
     def _head(
-        self, head: int, views: list[View], teachers: list[View], assigning: list[View], together: Tensor
+        self,
+        head: int,
+        views: list[View],
+        teachers: list[View],
+        assigning: list[View],
+        together: Tensor,
+        step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The terms ``l(a -> b)`` ``[A, V]`` on one set of prototypes, and what is worth a curve."""
         owners = {teacher.modality: self.bank(teacher.modality, head) for teacher in teachers}
-        codes = self._codes(assigning, owners)
+        codes = self._codes(assigning, owners, step)
         shared = not self.bank.owners
         predictions: dict[str, Tensor] = {}
         for modality, prototypes in owners.items():
@@ -220,16 +221,19 @@ class ClusterSwapLoss(Loss):
         sums = torch.stack(terms)
         losses = sums * (world_size() / together.clamp(min=1).to(sums.dtype))
         metrics = self.usage.measure(head, assigning, owners, codes, update=self.training)
+        if self.codes != "own":
+            metrics.pop("code_agreement", None)  # joint codes agree by construction
         return losses, metrics
 
     @torch.no_grad()
-    def _codes(self, assigning: list[View], owners: Mapping[str, Tensor]) -> Tensor:
+    def _codes(self, assigning: list[View], owners: Mapping[str, Tensor], step: int) -> Tensor:
         """Codes ``[A, B, K]`` of this rank's rows, by Sinkhorn over all ranks and the queue."""
         scores = torch.stack([view.rows @ owners[view.modality].T for view in assigning])
         valid = torch.stack([view.valid for view in assigning])
         size = scores.shape[1]
-        if self.queue is not None and self.training and int(self.step) >= self.queue_start:
-            queue, ready = self.queue, [self.queue.is_full(view.name) for view in assigning]
+        if self.queue is not None and self.training and step >= self.queue_start:
+            queue, full = self.queue, self.queue.full_views()
+            ready = [view.name in full for view in assigning]
             if any(ready):
                 old = [queue.share(view.name, rank(), world_size()) @ owners[view.modality].T for view in assigning]
                 filled = torch.tensor(ready, device=valid.device)[:, None].expand(-1, len(old[0]))
@@ -240,7 +244,7 @@ class ClusterSwapLoss(Loss):
             "union": [0] * len(assigning),
         }[self.marginals]
         codes = sinkhorn(scores, valid, epsilon=self.epsilon, iterations=self.iterations, groups=groups)[:, :size]
-        if self.training and int(self.step) < self.hard_steps:
+        if self.training and step < self.hard_steps:
             rounded = F.one_hot(codes.argmax(dim=2), codes.shape[2]).to(codes.dtype)
             codes = rounded * valid[:, :size, None]
         return codes
@@ -259,27 +263,15 @@ class ClusterSwapLoss(Loss):
     @torch.no_grad()
     def score(self, *, target: str, candidates: Tensor, given: Embeddings, present: Presence | None = None) -> Tensor:
         """The scaled sum over the given modalities of their inner products with the candidate. See `Loss.score`."""
-        check_score(target, given)
-        known = {name: in_fp32(rows) for name, rows in given.items()}
-        if present is not None:
-            known = {name: rows * present[name][:, None] for name, rows in known.items()}
-        scores: Tensor = torch.stack(list(known.values())).sum(dim=0) @ in_fp32(candidates).T / self.temperature
-        return scores
-
-
-def _check_choices(*, prototypes: str, codes: str, marginals: str) -> None:
-    chosen = {"prototypes": (prototypes, PROTOTYPES), "codes": (codes, CODES), "marginals": (marginals, MARGINALS)}
-    for name, (value, known) in chosen.items():
-        if value not in known:
-            raise ConfigError(f"{name}={value!r}", fix=did_you_mean(value, known))
+        self.check_score(target, given, present)
+        return inner_products(candidates, given, present, dict.fromkeys(given, 1 / self.temperature))
 
 
 def _check_pairs(pairs: str | Matrix, modalities: Sequence[str]) -> None:
     if not isinstance(pairs, str):
-        check_matrix(pairs, modalities, "pairs")
-    elif pairs not in PAIRS:
-        raise ConfigError(f"pairs={pairs!r}", fix=did_you_mean(pairs, PAIRS))
-    elif pairs == "cross" and len(modalities) < 2:
+        return check_matrix(pairs, modalities, "pairs")
+    check_choice("pairs", pairs, PAIRS)
+    if pairs == "cross" and len(modalities) < 2:
         raise ConfigError(f"pairs='cross' needs two modalities, there is {list(modalities)}", fix="use 'all'")
 
 
@@ -299,10 +291,11 @@ def _count_pairs(teachers: Sequence[View], views: Sequence[View]) -> Tensor:
     Raises:
         LossError: On NaN or infinity in the rows of any rank, on every rank.
     """
-    has = torch.stack([view.valid for view in views]).long()
-    taught = torch.stack([teacher.valid for teacher in teachers]).long()
+    has = torch.stack([view.valid for view in views])
+    taught = torch.stack([teacher.valid for teacher in teachers])
     bad = torch.stack([(~view.rows.isfinite().all(dim=1)).sum() for view in views])
-    counts = sum_over_ranks(torch.cat([taught @ has.T, bad[None]]))
+    # No matrix product: there is none of integers on a GPU.
+    counts = sum_over_ranks(torch.cat([(taught[:, None] & has[None]).sum(dim=2), bad[None]]))
     found: dict[str, int] = {}
     for view, number in zip(views, counts[-1].tolist(), strict=True):
         found[view.modality] = max(found.get(view.modality, 0), number)
@@ -310,11 +303,14 @@ def _count_pairs(teachers: Sequence[View], views: Sequence[View]) -> Tensor:
     return counts[:-1]
 
 
-def _by_modality(terms: Tensor, weights: Tensor, teachers: Sequence[View], views: Sequence[View]) -> dict[str, Tensor]:
-    """``a->b``: the mean of the terms between two modalities."""
+def _by_modality(
+    terms: Tensor, together: Tensor, weights: list[list[float]], teachers: Sequence[View], views: Sequence[View]
+) -> dict[str, Tensor]:
+    """``a->b``: the mean of the terms between two modalities that the batch has."""
     found: dict[str, list[Tensor]] = {}
-    for line, some, teacher in zip(terms, weights, teachers, strict=True):
-        for term, weight, view in zip(line, some, views, strict=True):
-            if weight:
-                found.setdefault(f"{teacher.modality}->{view.modality}", []).append(term)
+    some = together.tolist()
+    for a, teacher in enumerate(teachers):
+        for b, view in enumerate(views):
+            if weights[a][b] and some[a][b]:
+                found.setdefault(f"{teacher.modality}->{view.modality}", []).append(terms[a, b])
     return {name: torch.stack(values).mean() for name, values in found.items()}

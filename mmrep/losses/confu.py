@@ -9,23 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrep.errors import ConfigError, LossError
-from mmrep.losses.base import (
-    Embeddings,
-    LossOutput,
-    Presence,
-    RowLoss,
-    check_modalities,
-    check_score,
-    fp32,
-)
-from mmrep.losses.geometric import presence_patterns
-from mmrep.losses.info_nce import clamp_logit_scale, info_nce, make_logit_scale
-from mmrep.ops.gather import Gathered, world_size
+from mmrep.errors import ConfigError
+from mmrep.losses.base import LossOutput, RowLoss, ScaledLoss, fp32, weighted_sum
+from mmrep.losses.checks import Embeddings, Presence, check_modalities
+from mmrep.losses.info_nce import info_nce
+from mmrep.losses.scores import inner_products, presence_patterns
+from mmrep.ops.gather import Gathered
 from mmrep.ops.multilinear import in_fp32
 
 
-class ConFuLoss(RowLoss):
+class ConFuLoss(ScaledLoss, RowLoss):
     r"""Fused pairs plus pairs (Koutoupis et al., CVPR 2026).
 
     ``L = [ w sum_m InfoNCE(fuse_m(all others), r_m) + (1 - w) sum_{a<b} InfoNCE(r_a, r_b) ] / (number of terms)``, for M = 3
@@ -56,16 +49,15 @@ class ConFuLoss(RowLoss):
         if not 0 <= fusion_weight <= 1 or fusion_width < 1:
             raise ConfigError(f"fusion_weight={fusion_weight} must be in [0, 1], fusion_width={fusion_width} positive")
         super().__init__(
+            init_temperature=init_temperature,
+            learn_temperature=learn_temperature,
+            max_logit_scale=max_logit_scale,
             modalities=modalities,
             embed_dim=embed_dim,
             fusion_weight=fusion_weight,
             fusion_width=fusion_width,
-            init_temperature=init_temperature,
-            learn_temperature=learn_temperature,
-            max_logit_scale=max_logit_scale,
         )
-        self.names, self.fusion_weight, self.max_logit_scale = list(modalities), fusion_weight, max_logit_scale
-        self.logit_scale = make_logit_scale(init_temperature, max_logit_scale, learn=learn_temperature)
+        self.names, self.fusion_weight = list(modalities), fusion_weight
         self.fusion = nn.ModuleDict(
             {
                 name: nn.Sequential(
@@ -77,15 +69,8 @@ class ConFuLoss(RowLoss):
             }
         )
 
-    @property
-    def scale(self) -> Tensor:
-        """What inner products are multiplied by."""
-        return self.logit_scale.exp()
-
     def prepare(self, rows: dict[str, Tensor], present: Presence | None) -> tuple[dict[str, Tensor], Presence | None]:
         """Add this rank's fused rows, as modalities of their own: they are present where all they are made of are."""
-        if lacking := [name for name in self.names if name not in rows]:
-            raise LossError(f"ConFu fuses {self.names}, and {lacking} do not come")
         views = max(r.shape[1] if r.ndim == 3 else 1 for r in rows.values())
         if views > 1:
             rows = {name: (r if r.ndim == 3 else r[:, None]).expand(-1, views, -1) for name, r in rows.items()}
@@ -98,26 +83,25 @@ class ConFuLoss(RowLoss):
     def objective(self, gathered: Gathered) -> LossOutput:
         """See `RowLoss`."""
         if self.training:
-            clamp_logit_scale(self.logit_scale, self.max_logit_scale)
-        pairs = list(itertools.combinations(self.names, 2))
+            self.bound_scale()
         weights = {(_fused(name), name): self.fusion_weight for name in self.names}
-        weights |= dict.fromkeys(pairs, 1 - self.fusion_weight)
-        terms = {pair: self._term(gathered, *pair) for pair in weights}
-        loss = torch.stack([weights[pair] * term for pair, term in terms.items()]).sum() / len(terms)
+        weights |= dict.fromkeys(itertools.combinations(self.names, 2), 1 - self.fusion_weight)
+        terms = {}
+        for a, b in weights:
+            both = gathered.select((a, b))
+            if both.total:
+                terms[a, b] = both.mean(info_nce(both.rows[a], both.rows[b], both.mine, self.scale))
+        loss = weighted_sum(terms, weights, self.logit_scale) / len(weights)
         parts = {f"{a}-{b}": term.detach() for (a, b), term in terms.items()}
         return LossOutput(loss, parts, {"logit_scale": self.scale.detach()})
-
-    def _term(self, gathered: Gathered, a: str, b: str) -> Tensor:
-        both = gathered.select((a, b))
-        if not both.total:
-            return self.logit_scale.new_zeros(())
-        return info_nce(both.rows[a], both.rows[b], both.mine, self.scale) * (world_size() / both.total)
 
     def _others(self, name: str) -> list[str]:
         return [other for other in self.names if other != name]
 
     def _fuse(self, name: str, others: list[Tensor]) -> Tensor:
-        return F.normalize(self.fusion[name](torch.cat(others, dim=-1)), dim=-1)
+        together = torch.cat(others, dim=-1)
+        weights = next(self.fusion[name].parameters())  # of half precision where the whole module is
+        return F.normalize(in_fp32(self.fusion[name](together.to(weights.dtype))), dim=-1)
 
     @fp32
     @torch.no_grad()
@@ -126,15 +110,15 @@ class ConFuLoss(RowLoss):
 
         See `Loss.score`.
         """
-        check_score(target, given)
+        self.check_score(target, given, present)
         found = in_fp32(candidates)
         scores = found.new_zeros(len(next(iter(given.values()))), len(found))
         for names, asking in presence_patterns(given, present):
             rows = {name: in_fp32(given[name])[asking] for name in names}
             if set(names) == set(self._others(target)):
-                scores[asking] = self.scale * self._fuse(target, [rows[n] for n in self._others(target)]) @ found.T
-            elif names:
-                scores[asking] = self.scale * torch.stack(list(rows.values())).sum(dim=0) @ found.T
+                rows = {target: self._fuse(target, [rows[name] for name in self._others(target)])}
+            if names:
+                scores[asking] = inner_products(found, rows, None, dict.fromkeys(rows, self.scale))
         return scores
 
 

@@ -1,14 +1,10 @@
-"""The terms that contrast two sets of rows: InfoNCE and its sigmoid form, and their temperature."""
+"""The terms that contrast two sets of rows: InfoNCE and its sigmoid form."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from mmrep.errors import ConfigError
+from torch import Tensor
 
 
 def info_nce(x: Tensor, y: Tensor, mine: slice, scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -49,27 +45,3 @@ def sigmoid_loss(x: Tensor, y: Tensor, mine: slice, scale: Tensor, bias: Tensor)
     signs = -torch.ones_like(logits)
     signs[:, mine].fill_diagonal_(1.0)
     return -F.logsigmoid(signs * logits).sum()
-
-
-def make_logit_scale(
-    temperature: float, maximum: float | None, *, learn: bool, shape: tuple[int, ...] = ()
-) -> nn.Parameter:
-    """A logit scale: the log of the inverse temperature, at most ``log(maximum)``.
-
-    Raises:
-        ConfigError: If the temperature or the maximum is not positive.
-    """
-    if not (temperature > 0 and (maximum is None or maximum > 0)):
-        raise ConfigError(f"init_temperature={temperature} and max_logit_scale={maximum} must be positive")
-    value = -math.log(temperature) if maximum is None else min(-math.log(temperature), math.log(maximum))
-    return nn.Parameter(torch.full(shape, value), requires_grad=learn)
-
-
-@torch.no_grad()
-def clamp_logit_scale(logit_scale: Tensor, maximum: float | None) -> None:
-    """Bring a learned logit scale back to its maximum, as CLIP does after each step (Radford et al. 2021, section 2.5).
-
-    Not inside the graph: there the clamp would cut the gradient, and hold the scale at its maximum for good.
-    """
-    if maximum is not None:
-        logit_scale.clamp_(max=math.log(maximum))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmrep.errors import ConfigError, LossError, did_you_mean
-from mmrep.losses.base import check_name
+from mmrep.losses.checks import check_name
 
 PairSpec = str | list[str] | dict[str, float]
 """``all``, or names ``a-b``, or names with weights."""

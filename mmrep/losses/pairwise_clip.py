@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmrep.errors import ConfigError, did_you_mean
-from mmrep.losses.base import (
-    Embeddings,
-    LossOutput,
-    Presence,
-    RowLoss,
-    check_modalities,
-    check_score,
-    fp32,
-)
-from mmrep.losses.info_nce import clamp_logit_scale, info_nce, make_logit_scale, sigmoid_loss
+from mmrep.errors import ConfigError, check_choice
+from mmrep.losses.base import LossOutput, RowLoss, ScaledLoss, fp32, weighted_sum
+from mmrep.losses.checks import Embeddings, Presence, check_modalities
+from mmrep.losses.info_nce import info_nce, sigmoid_loss
 from mmrep.losses.pairs import Pairs, PairSpec
-from mmrep.ops.gather import Gathered, world_size
-from mmrep.ops.multilinear import in_fp32
+from mmrep.losses.scores import inner_products
+from mmrep.ops.gather import Gathered, Selection
 
 FORMS = ("softmax", "sigmoid")
 REDUCTIONS = ("mean", "sum")
-SIGLIP_TEMPERATURE, SIGLIP_BIAS = 0.1, -10.0
+CLIP_TEMPERATURE, SIGLIP_TEMPERATURE, SIGLIP_BIAS = 0.07, 0.1, -10.0
 
 
-class PairwiseCLIPLoss(RowLoss):
+class PairwiseCLIPLoss(ScaledLoss, RowLoss):
     r"""Contrasts modalities two by two.
 
     For a pair (a, b) and the K samples that have both,
@@ -64,69 +56,51 @@ class PairwiseCLIPLoss(RowLoss):
         init_bias: float = SIGLIP_BIAS,
         modalities: Sequence[str] | None = None,
     ) -> None:
-        for name, value, known in (("reduction", reduction, REDUCTIONS), ("form", form, FORMS)):
-            if value not in known:
-                raise ConfigError(f"{name}={value!r}", fix=did_you_mean(value, known))
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("form", form, FORMS)
         check_modalities(modalities, at_least=2)
+        chosen = Pairs.parse(pairs, anchor, modalities)
+        places = _scale_places(chosen, modalities) if scale_per_pair else None
         if init_temperature is None:
-            init_temperature = SIGLIP_TEMPERATURE if form == "sigmoid" else 0.07
+            init_temperature = SIGLIP_TEMPERATURE if form == "sigmoid" else CLIP_TEMPERATURE
+        shape = () if places is None else (len(places),)
         super().__init__(
+            init_temperature=init_temperature,
+            learn_temperature=learn_temperature,
+            max_logit_scale=max_logit_scale,
+            modalities=modalities,
+            scale_shape=shape,
             pairs=pairs,
             anchor=anchor,
             reduction=reduction,
             form=form,
-            init_temperature=init_temperature,
-            learn_temperature=learn_temperature,
-            max_logit_scale=max_logit_scale,
             scale_per_pair=scale_per_pair,
             init_bias=init_bias,
-            modalities=modalities,
         )
-        self.pairs = Pairs.parse(pairs, anchor, modalities)
-        self.reduction, self.form, self.max_logit_scale = reduction, form, max_logit_scale
-        self._places = self._scale_places(scale_per_pair)
-        shape = () if self._places is None else (len(self._places),)
-        self.logit_scale = make_logit_scale(init_temperature, max_logit_scale, learn=learn_temperature, shape=shape)
+        self.pairs, self.reduction, self.form, self._places = chosen, reduction, form, places
         if form == "sigmoid":
             self.logit_bias = nn.Parameter(torch.full(shape, init_bias))
-
-    def _scale_places(self, per_pair: bool) -> dict[frozenset[str], int] | None:
-        """Pair -> its place among the logit scales, where each has its own."""
-        if not per_pair:
-            return None
-        if self.modalities is None:
-            raise ConfigError("scale_per_pair needs to know the pairs", fix="give modalities=[...]")
-        return {frozenset(pair): place for place, pair in enumerate(self.pairs.of(self.modalities))}
-
-    @property
-    def scale(self) -> Tensor:
-        """What inner products are multiplied by: a scalar, or one number a pair."""
-        return self.logit_scale.exp()
 
     def objective(self, gathered: Gathered) -> LossOutput:
         """See `RowLoss`."""
         if self.training:
-            clamp_logit_scale(self.logit_scale, self.max_logit_scale)
+            self.bound_scale()
         weights = self.pairs.of(list(gathered.rows))
         whole = sum(weights.values()) if self.reduction == "mean" else 1.0
-        terms = {pair: self._pair(gathered, *pair) for pair in weights}
-        loss = torch.stack([weights[pair] / whole * term for pair, term in terms.items()]).sum()
+        selections = {pair: gathered.select(pair) for pair in weights}
+        terms = {pair: self._pair(both, *pair) for pair, both in selections.items() if both.total}
+        loss = weighted_sum(terms, {pair: weight / whole for pair, weight in weights.items()}, self.logit_scale)
         metrics = {"logit_scale": self.scale.detach().mean()}
         if self.form == "sigmoid":
             metrics["logit_bias"] = self.logit_bias.detach().mean()
         return LossOutput(loss, {f"{a}-{b}": term.detach() for (a, b), term in terms.items()}, metrics)
 
-    def _pair(self, gathered: Gathered, a: str, b: str) -> Tensor:
+    def _pair(self, both: Selection, a: str, b: str) -> Tensor:
         """The pair's loss on this rank's rows."""
-        both = gathered.select((a, b))
-        if not both.total:
-            return self.logit_scale.new_zeros(())
         x, y, scale = both.rows[a], both.rows[b], self._of_pair(self.scale, a, b)
         if self.form == "sigmoid":
-            term = sigmoid_loss(x, y, both.mine, scale, self._of_pair(self.logit_bias, a, b))
-        else:
-            term = info_nce(x, y, both.mine, scale)
-        return term * (world_size() / both.total)
+            return both.mean(sigmoid_loss(x, y, both.mine, scale, self._of_pair(self.logit_bias, a, b)))
+        return both.mean(info_nce(x, y, both.mine, scale))
 
     def _of_pair(self, values: Tensor, a: str, b: str) -> Tensor:
         """The pair's own scale or bias; for a pair that is not trained, the mean over those that are."""
@@ -142,10 +116,12 @@ class PairwiseCLIPLoss(RowLoss):
 
         A pair that is not trained, two arms of a star say, is scored all the same: they met at the anchor.
         """
-        check_score(target, given)
-        query: Any = 0
-        for name, rows in given.items():
-            known = self._of_pair(self.scale, name, target) * in_fp32(rows)
-            query = query + (known if present is None else known * present[name][:, None])
-        scores: Tensor = query @ in_fp32(candidates).T
-        return scores
+        self.check_score(target, given, present)
+        return inner_products(candidates, given, present, {n: self._of_pair(self.scale, n, target) for n in given})
+
+
+def _scale_places(pairs: Pairs, modalities: Sequence[str] | None) -> dict[frozenset[str], int]:
+    """Pair -> its place among the logit scales, where each has its own."""
+    if modalities is None:
+        raise ConfigError("scale_per_pair needs to know the pairs", fix="give modalities=[...]")
+    return {frozenset(pair): place for place, pair in enumerate(pairs.of(list(modalities)))}

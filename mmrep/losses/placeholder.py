@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrep.losses.base import Embeddings, Presence
+from mmrep.losses.checks import Embeddings, Presence
 from mmrep.ops.gather import Gathered, Selection
 from mmrep.ops.multilinear import in_fp32
 
@@ -18,8 +18,8 @@ class Placeholders(nn.Module):
 
     There, an encoder is told by an indicator whether its input was observed, and gets a placeholder where it was not; a
     sample with a placeholder stays a positive. Here ``r + observed_m`` becomes the row of a modality that a sample has, and
-    ``missing_m`` that of one which it lacks, both brought to the length of the observed row: an indicator that enters a linear
-    head adds such a vector. Rows of missing samples are equal, and so are each other's false negatives: `SymileLoss` can
+    ``missing_m`` that of one which it lacks, both brought to the mean length of the observed rows: an indicator that enters a
+    linear head adds such a vector. Rows of missing samples are equal, and so are each other's false negatives: `SymileLoss` can
     also leave such samples out.
 
     Args:
@@ -41,7 +41,10 @@ class Placeholders(nn.Module):
         some = present.any(dim=0)
         anywhere = Gathered(gathered.rows, dict.fromkeys(gathered.rows, some), gathered.offset, gathered.local)
         selection = anywhere.select(gathered.rows)
-        rows = {name: self._row(name, rows, gathered.present[name][some]) for name, rows in selection.rows.items()}
+        length = _length(torch.cat([rows[gathered.present[name]] for name, rows in gathered.rows.items()]))
+        rows = {
+            name: self._row(name, rows, gathered.present[name][some], length) for name, rows in selection.rows.items()
+        }
         return Selection(rows, selection.mine, selection.total)
 
     def complete(
@@ -50,19 +53,24 @@ class Placeholders(nn.Module):
         """Candidates and queries as training saw them: a row for each modality, none absent."""
         candidates = in_fp32(candidates)
         queries = len(next(iter(given.values())))
-        unknown = candidates.norm(dim=1).mean() * F.normalize(candidates.new_ones(queries, candidates.shape[1]), dim=1)
+        unknown, length = candidates.new_zeros(queries, candidates.shape[1]), _length(candidates)
         rows = {}
         for name in self.missing:
             there = torch.full((queries,), name in given, device=candidates.device)
             if name in given and present is not None:
                 there = present[name]
             if name != target:
-                rows[name] = self._row(name, in_fp32(given.get(name, unknown)), there)
+                rows[name] = self._row(name, in_fp32(given.get(name, unknown)), there, length)
         shown = torch.ones(len(candidates), dtype=torch.bool, device=candidates.device)
-        return self._row(target, candidates, shown), rows, None
+        return self._row(target, candidates, shown, length), rows, None
 
-    def _row(self, name: str, rows: Tensor, present: Tensor) -> Tensor:
-        length: Tensor = rows.detach().norm(dim=-1, keepdim=True)
+    def _row(self, name: str, rows: Tensor, present: Tensor, length: Tensor) -> Tensor:
         chosen = torch.where(present[:, None], rows + self.observed[name], self.missing[name])
         filled: Tensor = F.normalize(chosen, dim=-1) * length
         return filled
+
+
+def _length(rows: Tensor) -> Tensor:
+    """Mean length of rows ``[N, D]``, without gradient; 1 for unit rows, the root of D after layer normalisation."""
+    length: Tensor = rows.detach().norm(dim=1).mean()
+    return length

@@ -17,7 +17,9 @@ DEAD_SHARE = 0.1
 
 
 class PrototypeUsage(nn.Module):
-    """How often each prototype is the nearest one, averaged over the last hundred steps or so, equal on all ranks.
+    """How often each prototype is the nearest one, equal on all ranks.
+
+    In training averaged over the last hundred steps or so, in evaluation of the batch alone.
 
     Codes cannot tell: Sinkhorn gives every prototype its share, also one that no row is near.
 
@@ -43,7 +45,7 @@ class PrototypeUsage(nn.Module):
             assigning: The A views that made codes.
             prototypes: Per modality ``[K, D]``.
             codes: ``[A, B, K]``.
-            update: Whether the batch enters the average.
+            update: Whether the batch enters the average, of which the figures then are.
 
         Returns:
             ``code_entropy`` over ln K: 1 where codes are uniform; ``prototype_usage``: entropy of the use over ln K, 1 where
@@ -64,9 +66,8 @@ class PrototypeUsage(nn.Module):
         averages = []
         for owner, uses in zip(used, totals[:-4].split(count), strict=True):
             average: Tensor = getattr(self, f"{owner}_{head}")
-            if update:
-                average.lerp_(torch.where(uses.sum() > 0, uses / uses.sum().clamp(min=1), average), MOMENTUM)
-            averages.append(average)
+            current = torch.where(uses.sum() > 0, uses / uses.sum().clamp(min=1), average)
+            averages.append(average.lerp_(current.to(average.dtype), MOMENTUM) if update else current)
         usage = torch.stack(averages)
         metrics["prototype_usage"] = _entropy(usage).mean() / _log(count)
         metrics["dead_prototypes"] = (usage < DEAD_SHARE / count).to(usage.dtype).mean()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrep.errors import ConfigError, LossError
+from mmrep.ops.multilinear import in_fp32
 
 SHARED = "shared"
 
@@ -57,10 +58,10 @@ class PrototypeBank(nn.Module):
     def forward(self, modality: str, head: int) -> Tensor:
         """The prototypes ``[K, D]`` by which a modality's codes are made.
 
-        In training a copy, so that `normalize_` may change the parameter before a backward pass that needs the old one; in
-        evaluation unit rows, as an optimiser's step leaves them slightly off.
+        In at least fp32. In training a copy, so that `normalize_` may change the parameter before a backward pass that needs
+        the old one; in evaluation unit rows, as an optimiser's step leaves them slightly off.
         """
-        weights = self._of(modality, head)
+        weights = in_fp32(self._of(modality, head))
         return weights.clone() if self.training else F.normalize(weights, dim=1)
 
     @torch.no_grad()
@@ -99,13 +100,14 @@ class FeatureQueue(nn.Module):
         self.register_buffer("rows", torch.zeros(len(views), length, embed_dim))
         self.register_buffer("filled", torch.zeros(len(views), dtype=torch.int64))
 
-    def is_full(self, view: str) -> bool:
-        """Whether the view's queue holds only features; before, zeros would take part as if they were some."""
-        return int(self.filled[self.places[view]]) == self.length
+    def full_views(self) -> set[str]:
+        """The views whose queues hold only features; before, zeros would take part as if they were some."""
+        filled = self.filled.tolist()
+        return {view for view, place in self.places.items() if filled[place] == self.length}
 
     def share(self, view: str, rank: int, world: int) -> Tensor:
-        """This rank's part of a view's queue: together the ranks hold each feature once."""
-        return self.rows[self.places[view], rank::world]
+        """This rank's part of a view's queue, in at least fp32: together the ranks hold each feature once."""
+        return in_fp32(self.rows[self.places[view], rank::world])
 
     def check_batch(self, rows: int) -> None:
         """Refuse a batch that it cannot hold.

@@ -5,23 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mmrep.errors import ConfigError, did_you_mean
-from mmrep.losses.base import (
-    Embeddings,
-    LossOutput,
-    Presence,
-    RowLoss,
-    check_modalities,
-    check_score,
-    fp32,
-)
+from mmrep.errors import ConfigError, check_choice
+from mmrep.losses.base import LossOutput, RowLoss, fp32
+from mmrep.losses.checks import Embeddings, Presence, check_modalities
 from mmrep.losses.pairwise_clip import PairwiseCLIPLoss
 from mmrep.losses.placeholder import Placeholders
-from mmrep.ops.gather import Gathered, Selection, world_size
+from mmrep.ops.gather import Gathered, Selection
 from mmrep.ops.multilinear import all_combinations, elementwise_product, in_fp32
 
 Permutations = Mapping[str, Mapping[str, Tensor]]
@@ -69,9 +63,8 @@ class SymileLoss(RowLoss):
         modalities: Sequence[str] | None = None,
         embed_dim: int | None = None,
     ) -> None:
-        for name, value, known in (("negatives", negatives, NEGATIVES), ("missing", missing, MISSING)):
-            if value not in known:
-                raise ConfigError(f"{name}={value!r}", fix=did_you_mean(value, known))
+        check_choice("negatives", negatives, NEGATIVES)
+        check_choice("missing", missing, MISSING)
         if not pairwise_weight >= 0:
             raise ConfigError(f"pairwise_weight={pairwise_weight} must not be negative")
         check_modalities(modalities, at_least=2)
@@ -98,34 +91,32 @@ class SymileLoss(RowLoss):
             if self.modalities is None:
                 raise ConfigError("pairwise_weight needs modalities: the score must know which are not given")
             self.pairwise = PairwiseCLIPLoss(modalities=modalities)
-        self._permutations: Permutations | None = None
 
     @property
     def scale(self) -> Tensor:
         """What multilinear products are multiplied by."""
         return self.logit_scale.exp()
 
+    @fp32
     def forward(
         self, embeddings: Embeddings, present: Presence | None = None, *, permutations: Permutations | None = None
     ) -> LossOutput:
         """See `RowLoss`. ``permutations`` replaces the shifts, for comparison with other implementations."""
-        self._permutations = permutations
-        output: LossOutput = super().forward(embeddings, present)
+        output = self.over_views(embeddings, present, partial(self.objective, permutations=permutations))
         if self.training:
             self.step += 1
         return output
 
-    def objective(self, gathered: Gathered) -> LossOutput:
+    def objective(self, gathered: Gathered, permutations: Permutations | None = None) -> LossOutput:
         """See `RowLoss`."""
         tuples = self._tuples(gathered)
         loss, parts = self.logit_scale.new_zeros(()), {}
         if tuples.total:
             self._initialise_scale(tuples.rows)
-            permutations = self._permutations or self._shifts(list(tuples.rows), tuples.total, loss.device)
-            for anchor in tuples.rows:
-                term = self._anchor(anchor, tuples, permutations) * (world_size() / tuples.total)
-                loss = loss + term / len(tuples.rows)
-                parts[anchor] = term.detach()
+            shifts = permutations or self._shifts(list(tuples.rows), tuples.total, loss.device)
+            terms = {anchor: tuples.mean(self._anchor(anchor, tuples, shifts)) for anchor in tuples.rows}
+            loss = torch.stack(list(terms.values())).mean()
+            parts = {anchor: term.detach() for anchor, term in terms.items()}
         share = tuples.total / max(1, len(next(iter(gathered.present.values()))))
         metrics = {"logit_scale": self.scale.detach(), "tuples": torch.tensor(share, device=loss.device)}
         if self.pairwise is not None:
@@ -193,7 +184,7 @@ class SymileLoss(RowLoss):
         of the product; since the objective trains products of all M modalities only, the pairwise term ranks where there is
         one and a modality is not given, and otherwise such a score is a heuristic: Symile need not align any two modalities.
         """
-        check_score(target, given)
+        self.check_score(target, given, present)
         if self.placeholders is not None:
             candidates, given, present = self.placeholders.complete(target, candidates, given, present)
         factors = []
@@ -203,10 +194,11 @@ class SymileLoss(RowLoss):
                 known if present is None else torch.where(present[name][:, None], known, torch.ones_like(known))
             )
         scores: Tensor = self.scale * (elementwise_product(factors) @ in_fp32(candidates).T)
+        if present is not None:  # a query of which nothing is there says nothing
+            scores = scores * torch.stack([present[name] for name in given]).any(dim=0)[:, None]
         if self.placeholders is None and self.pairwise is not None:
-            lacking = self._lacking(target, given, present, scores)
             pairs = self.pairwise.score(target=target, candidates=candidates, given=given, present=present)
-            scores = torch.where(lacking, pairs, scores)
+            scores = torch.where(self._lacking(target, given, present, scores), pairs, scores)
         return scores
 
     def _lacking(self, target: str, given: Embeddings, present: Presence | None, scores: Tensor) -> Tensor:

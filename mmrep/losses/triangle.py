@@ -15,7 +15,8 @@ class TriangleLoss(GeometricLoss):
 
     With ``u = a - b`` and ``v = a - c`` the paper's area is ``1/2 sqrt(|u|^2 |v|^2 - (u.v)^2)``; its training code leaves the
     root out and takes ``(|u|^2 |v|^2 - (u.v)^2) / 2``, twice the squared area. That is the default here. With ``root`` a small
-    ``eps`` under the root keeps the gradient finite.
+    ``eps`` under the root keeps the gradient finite; in fp32 the root loses digits where the corners nearly coincide (2 % of
+    the gradient where they are .001 apart).
 
     Args:
         anchor: See `GeometricLoss`.

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from mmrep.batch import Batch
 from mmrep.encoders import Encoder
-from mmrep.errors import CheckpointError, LossError
+from mmrep.errors import CheckpointError, LossError, check_choice
 from mmrep.evaluation.embeddings import EmbeddingCollector
 from mmrep.evaluation.geometry import geometry
 from mmrep.evaluation.retrieval import retrieve
 from mmrep.interop.load import CONFIG_KEY
 from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
-from mmrep.modules.optim import WarmupCosine, check_optimizer, make_optimizer
-from mmrep.ops.gather import gather_embeddings
+from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
+from mmrep.ops.gather import gather_embeddings, sum_over_ranks, world_size
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -52,7 +52,7 @@ class ContrastiveModule(pl.LightningModule):
         optimizer: str = "adamw",
     ) -> None:
         super().__init__()
-        check_optimizer(optimizer)
+        check_choice("optimizer", optimizer, OPTIMIZERS)
         loss = make_loss([*encoders, *(share or {})], embed_dim)
         built = {name: encoder(embed_dim) for name, encoder in encoders.items()}
         self.model = MultimodalModel(built, loss, normalize=normalize, share=share)
@@ -66,11 +66,14 @@ class ContrastiveModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rows = self(batch)
         output = self._loss(batch, rows)
-        if not bool(output.loss.isfinite()):
+        whole = over_ranks(output)
+        if not bool(
+            whole.loss.isfinite()
+        ):  # of all ranks together: one that stopped alone would leave the others waiting
             raise LossError(
-                f"the loss is {float(output.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
+                f"the loss is {float(whole.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
             )
-        self._log("train", output, batch)
+        self._log("train", whole, len(batch))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of Lightning's connectors
         if (self.global_step + 1) % max(1, every) == 0:
             self._log_geometry("train", rows, batch.present)
@@ -110,7 +113,7 @@ class ContrastiveModule(pl.LightningModule):
         )
         planned = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, WarmupCosine(self.warmup_steps, int(planned) if math.isfinite(planned) else 0)
+            optimizer, warmup_cosine(self.warmup_steps, int(planned) if math.isfinite(planned) else 0)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -141,17 +144,18 @@ class ContrastiveModule(pl.LightningModule):
     def _evaluation_step(self, stage: str, batch: Batch) -> None:
         # Padding makes batches equally many on all ranks, so that the loss may run its collectives here too.
         rows = self(batch)
-        output = self._loss(batch, rows)
-        if output.parts:  # SwAV of one modality has none where a picture comes once
-            self._log(stage, output, batch)
+        output = over_ranks(self._loss(batch, rows))
+        real = int(sum_over_ranks(torch.tensor(sum(bool(key) for key in batch.keys), device=self.device)))
+        if output.parts:  # none of a batch of padding, nor of SwAV's where a picture comes once
+            self._log(stage, output, real)
         self._collector.add(batch, rows)
 
-    def _log(self, stage: str, output: LossOutput, batch: Batch) -> None:
-        size = len(batch)
-        self.log(f"{stage}/loss", output.loss, prog_bar=True, batch_size=size, sync_dist=True)
+    def _log(self, stage: str, output: LossOutput, size: int) -> None:
+        """Log what is equal on all ranks: Lightning's own way over ranks costs two collectives a figure."""
+        self.log(f"{stage}/loss", output.loss, prog_bar=True, batch_size=size)
         for name, value in output.parts.items():
-            self.log(f"{stage}/loss/{name}", value, batch_size=size, sync_dist=True)
-        for name, value in output.metrics.items():  # equal on all ranks already
+            self.log(f"{stage}/loss/{name}", value, batch_size=size)
+        for name, value in output.metrics.items():
             self.log(f"{stage}/{name}", value, batch_size=size)
 
     def _log_geometry(self, stage: str, rows: dict[str, Tensor], present: dict[str, Tensor]) -> None:
@@ -170,6 +174,12 @@ class ContrastiveModule(pl.LightningModule):
         for name, value in figures.items():
             if value is not None:
                 self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
+
+
+def over_ranks(output: LossOutput) -> LossOutput:
+    """Loss and parts of the whole batch, detached: the means over the ranks, in one collective."""
+    whole = sum_over_ranks(torch.stack([output.loss.detach(), *output.parts.values()])) / world_size()
+    return LossOutput(whole[0], dict(zip(output.parts, whole[1:], strict=True)), output.metrics)
 
 
 def _differences(theirs: Any, ours: Any, path: str = "model") -> list[str]:

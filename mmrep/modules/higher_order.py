@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmrep.encoders import Encoder
-from mmrep.errors import ConfigError, did_you_mean
+from mmrep.errors import ConfigError, check_choice
 from mmrep.losses import ConFuLoss, GRAMLoss, Loss, TriangleLoss
 from mmrep.modules.base import ContrastiveModule
 
@@ -19,14 +19,15 @@ class HigherOrder(ContrastiveModule):
     Args:
         encoders: Modality -> encoder. Any names, as long as the shards have them.
         objective: ``gram`` (volume), ``triangle`` (area, three modalities) or ``confu`` (fused pairs plus pairs).
-        anchor: Of gram and triangle: whose rows are contrasted; null takes each modality in turn.
         init_temperature: The logit scale starts at its inverse.
         learn_temperature: Whether the logit scale is learned; by default as published: not for confu.
         max_logit_scale: Bound of the logit scale; null for none.
-        label_smoothing: Of gram and triangle.
+        anchor: Of gram and triangle: whose rows are contrasted; null takes each modality in turn.
+        label_smoothing: Of gram and triangle, by default .1.
+        epsilon: Of gram and triangle: keeps the gradient of the root finite, by default 1e-6.
         root: Of triangle: whether the size is the area itself, and not twice its square.
-        fusion_weight: Of confu: weight of the fused terms against the pairs.
-        fusion_width: Of confu: width of the fusion's hidden layer.
+        fusion_weight: Of confu: weight of the fused terms against the pairs, by default .5.
+        fusion_width: Of confu: width of the fusion's hidden layer, by default 512.
         **training: See `ContrastiveModule`.
     """
 
@@ -34,33 +35,35 @@ class HigherOrder(ContrastiveModule):
         self,
         encoders: dict[str, Callable[[int], Encoder]],
         objective: str = "gram",
-        anchor: str | None = None,
         init_temperature: float = 0.07,
         learn_temperature: bool | None = None,
         max_logit_scale: float | None = 100.0,
-        label_smoothing: float = 0.1,
-        root: bool = False,
-        fusion_weight: float = 0.5,
-        fusion_width: int = 512,
+        anchor: str | None = None,
+        label_smoothing: float | None = None,
+        epsilon: float | None = None,
+        root: bool | None = None,
+        fusion_weight: float | None = None,
+        fusion_width: int | None = None,
         **training: Any,
     ) -> None:
-        if objective not in OBJECTIVES:
-            raise ConfigError(f"objective={objective!r}", fix=did_you_mean(objective, OBJECTIVES))
-        if anchor is not None and objective == "confu":
-            raise ConfigError("confu has no anchor: it fuses towards each modality", fix="leave anchor out")
+        check_choice("objective", objective, OBJECTIVES)
+        geometric = {"anchor": anchor, "label_smoothing": label_smoothing, "epsilon": epsilon}
+        own: dict[str, dict[str, Any]] = {
+            "gram": geometric,
+            "triangle": {**geometric, "root": root},
+            "confu": {"fusion_weight": fusion_weight, "fusion_width": fusion_width},
+        }
+        given = {name: value for options in own.values() for name, value in options.items() if value is not None}
+        if foreign := [name for name in given if name not in own[objective]]:
+            raise ConfigError(f"{objective} has no {', '.join(foreign)}", fix=f"it has {', '.join(own[objective])}")
+        given["learn_temperature"] = objective != "confu" if learn_temperature is None else learn_temperature
+        given |= {"init_temperature": init_temperature, "max_logit_scale": max_logit_scale}
 
         def make_loss(modalities: list[str], embed_dim: int) -> Loss:
-            common: dict[str, Any] = {
-                "modalities": modalities,
-                "init_temperature": init_temperature,
-                "max_logit_scale": max_logit_scale,
-                "learn_temperature": objective != "confu" if learn_temperature is None else learn_temperature,
-            }
             if objective == "confu":
-                fusion: dict[str, Any] = {"fusion_weight": fusion_weight, "fusion_width": fusion_width}
-                return ConFuLoss(embed_dim=embed_dim, **fusion, **common)
+                return ConFuLoss(modalities=modalities, embed_dim=embed_dim, **given)
             if objective == "triangle":
-                return TriangleLoss(anchor=anchor, label_smoothing=label_smoothing, root=root, **common)
-            return GRAMLoss(anchor=anchor, label_smoothing=label_smoothing, **common)
+                return TriangleLoss(modalities=modalities, **given)
+            return GRAMLoss(modalities=modalities, **given)
 
         super().__init__(encoders, make_loss, **training)

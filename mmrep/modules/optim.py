@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmrep.errors import ConfigError, did_you_mean
+from mmrep.errors import check_choice
 
 OPTIMIZERS = ("adamw", "lars", "larc")
 LARS_MOMENTUM = 0.9
@@ -42,36 +42,28 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
-    check_optimizer(name)
+    check_choice("optimizer", name, OPTIMIZERS)
     from timm.optim.lars import Lars  # timm's import takes seconds, which only its users should pay
 
     lars: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=LARS_MOMENTUM, trust_clip=name == "larc")
     return lars
 
 
-def check_optimizer(name: str) -> None:
-    """Refuse an unknown optimiser.
+def warmup_cosine(warmup: int, total: int) -> Callable[[int], float]:
+    """The factor of the learning rate at a step: linear from 0 to 1, then half a cosine to 0.
 
-    Raises:
-        ConfigError: With the nearest known one.
-    """
-    if name not in OPTIMIZERS:
-        raise ConfigError(f"optimizer={name!r}", fix=did_you_mean(name, OPTIMIZERS))
-
-
-class WarmupCosine:
-    """Factor of the learning rate at a step: linear from 0 to 1, then half a cosine to 0.
+    A function and no object: `LambdaLR` would keep an object's attributes in checkpoints, and a run that is resumed for more
+    epochs would go on with the old end of its cosine, at rate 0.
 
     Args:
         warmup: Steps of the rise.
         total: Steps of the run; 0 for a run without an end, whose rate stays at its peak.
     """
 
-    def __init__(self, warmup: int, total: int) -> None:
-        self.warmup, self.total = warmup, total
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.total - self.warmup) if self.total else 0.0
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, total - warmup) if total else 0.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor

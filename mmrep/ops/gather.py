@@ -114,6 +114,11 @@ class Selection:
     mine: slice
     total: int
 
+    def mean(self, summed: Tensor) -> Tensor:
+        """From a sum over this rank's rows to its share of the mean over all: the mean of the ranks' shares is that mean, and
+        so DDP's mean of gradients is exact."""
+        return summed * (world_size() / self.total)
+
 
 @dataclass(frozen=True)
 class Gathered:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmrep.batch import Batch
 from mmrep.errors import MmrepError
-from mmrep.evaluation.probe import L2_SWEEP, Labelled, linear_probe
+from mmrep.evaluation.probe import L2_SWEEP, Labelled, collect, linear_probe
 
 
 def clusters(n: int, width: int, noise: float, seed: int, classes: int = 4) -> Labelled:
@@ -76,3 +77,23 @@ def test_impossible_splits_are_refused() -> None:
         linear_probe(train, Labelled(train.features, torch.full((20,), -1)), train)
     with pytest.raises(MmrepError, match="features of the test split hold NaN"):
         linear_probe(train, train, Labelled(train.features * torch.nan, train.classes))
+
+
+def test_batches_in_which_nobody_has_the_modality_are_passed_over() -> None:
+    inputs, there = torch.arange(12.0).view(6, 2), torch.tensor([False, False, True, False, True, True])
+    batches = [
+        Batch({"x": inputs[i : i + 2]}, {"x": there[i : i + 2]}, ["k", "k"], {"y": torch.arange(6)[i : i + 2]})
+        for i in (0, 2, 4)
+    ]
+
+    def features(rows: Tensor) -> Tensor:
+        assert len(rows), "an encoder may not take an empty batch"
+        return rows * 2
+
+    found = collect({"twice": features, "same": lambda rows: rows}, batches, "x", "y")
+    assert found["twice"].classes.tolist() == [2, 4, 5]
+    assert torch.equal(found["twice"].features, 2 * inputs[there]) and torch.equal(
+        found["same"].features, inputs[there]
+    )
+    with pytest.raises(MmrepError, match="no sample has 'x'"):
+        collect({"twice": features}, batches[:1], "x", "y")

@@ -15,8 +15,9 @@ from mmrep.errors import LossError, MmrepError
 from mmrep.evaluation.embeddings import EmbeddingCollector, Embeddings
 from mmrep.evaluation.metrics import recall_at, share_interval, summarize
 from mmrep.evaluation.retrieval import Direction, all_directions, answerable, count_ranks, make_gallery, retrieve
-from mmrep.losses import PairwiseCLIPLoss, SymileLoss
+from mmrep.losses import PairwiseCLIPLoss, SymileLoss, TriangleLoss
 from tests.gloo_pool import GlooPool
+from tests.losses.cases import unit_rows
 
 
 def coarse(n: int, seed: int, holes: bool = True, groups: int | None = None) -> Embeddings:
@@ -162,3 +163,18 @@ def test_every_sample_counts_once_on_any_number_of_ranks(pool2: GlooPool, pool3:
             for direction, figures in alone.items():  # ranks come in another order, so that means may round differently
                 for name, value in figures.items():
                     assert result[direction][name] == pytest.approx(value, rel=1e-12), (direction, name)
+
+
+def lopsided(rank: int) -> list[str]:
+    """One sample alone has modality a: one rank has its query, the other none."""
+    rows = unit_rows(("a", "b", "c"), 4, 6)
+    present = {name: torch.ones(4, dtype=torch.bool) for name in rows} | {"a": torch.arange(4) == 2}
+    embeddings = Embeddings({name: r.float() for name, r in rows.items()}, present, {})
+    return sorted(retrieve(embeddings, TriangleLoss()))
+
+
+def test_a_direction_that_cannot_be_scored_is_left_out_on_every_rank(pool2: GlooPool) -> None:
+    """Whoever has no query does not find out by scoring one, and must not wait for the others."""
+    expected = ["a+b->c", "a+c->b", "b+c->a"]
+    assert lopsided(0) == expected
+    assert pool2.run(lopsided, [(0,), (1,)]) == [expected, expected]

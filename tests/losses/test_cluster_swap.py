@@ -344,6 +344,39 @@ def test_marginals_over_the_union_let_modalities_keep_apart() -> None:
     assert by_modality == pytest.approx(by_view, abs=1e-12) and by_union > by_view
 
 
+def test_marginals_over_a_modality_join_its_views() -> None:
+    rows = {"a": views(0, 1), "b": views(2, 3)}
+    weights, terms = golden.prototypes(), []
+    for name, other in (("a", "b"), ("b", "a")):
+        q = torch.exp(torch.cat(rows[name].unbind(dim=1)) @ weights.T / 0.05)
+        for _ in range(3):
+            q = q / q.sum(dim=0)
+            q = q / q.sum(dim=1, keepdim=True)
+        for code, v in ((code, v) for code in q.split(golden.B) for v in range(2)):
+            predicted = torch.log_softmax(rows[other][:, v] @ weights.T / 0.1, dim=1)
+            terms.append(-(code * predicted).sum(dim=1).mean())
+    found = value(make(("a", "b"), marginals="modality"), rows)
+    assert found == pytest.approx(float(torch.stack(terms).mean()), abs=1e-12)
+    assert found != pytest.approx(value(make(("a", "b")), rows), abs=1e-6)
+
+
+def test_joint_codes_with_holes_are_of_the_modalities_that_are_there() -> None:
+    rows, present = unit_rows(("a", "b"), 9, 6), random_presence(("a", "b"), 9, 3)
+    some, both = present["a"] | present["b"], present["a"] & present["b"]
+    assert int(both.sum()) >= 2 and int(some.sum()) < 9 and not torch.equal(some, both)
+    weights = golden.prototypes()
+    q = torch.exp((rows["a"] * present["a"][:, None] + rows["b"] * present["b"][:, None])[some] @ weights.T / 0.05)
+    for _ in range(3):
+        q = q / q.sum(dim=0)
+        q = q / q.sum(dim=1, keepdim=True)
+    codes = torch.zeros(9, golden.K, dtype=torch.float64)
+    codes[some] = q
+    terms = [-(codes * torch.log_softmax(rows[n] @ weights.T / 0.1, dim=1)).sum(dim=1)[both].mean() for n in ("a", "b")]
+    output = make(("a", "b"), codes="product")(rows, present)
+    assert float(output.loss.detach()) == pytest.approx(float(torch.stack(terms).mean()), abs=1e-12)
+    assert "code_agreement" not in output.metrics  # joint codes agree by construction
+
+
 def test_hard_codes_for_the_first_steps() -> None:
     loss = make(hard_steps=1)
     first = value(loss, {"image": views(0, 1)})
@@ -380,6 +413,8 @@ def test_figures_tell_a_collapse_from_health() -> None:
         figures = collapsed({"a": same, "b": same}).metrics
     assert figures["dead_prototypes"] > 0.9 and figures["prototype_usage"] < 0.2
     assert figures["code_entropy"] == pytest.approx(1, abs=1e-6)  # Sinkhorn spreads what cannot be told apart
+    unseen = make(("a", "b")).eval()({"a": same, "b": same}).metrics  # of this batch, whatever training saw
+    assert unseen["dead_prototypes"] > 0.9 and unseen["prototype_usage"] < 0.01
 
 
 def test_score_adds_the_cosines() -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmrep.encoders.batch_norm import GatheredBatchNorm
-from mmrep.losses import GRAMLoss, Loss
+from mmrep.losses import ClusterSwapLoss, GRAMLoss, Loss
+from mmrep.ops.gather import sum_over_ranks
 from tests.gloo_pool import GlooPool
+from tests.golden import cluster_swap as golden
 from tests.losses.cases import DIM, LOSSES, NAMES, VIEWS, WITH_VIEWS, clip, confu, pairwise, swap, symile
 
 N, WIDTH = 8, 5
@@ -89,6 +91,7 @@ def gradients(
         objective.zero_grad()
         loss = module(inputs, present)
         loss.backward()
+        objective.loss.before_optimizer_step()  # frozen prototypes lose their gradient on every rank
     found = {key: value.grad for key, value in objective.named_parameters() if value.grad is not None}
     buffers = {f"buffer {key}": value.float() for key, value in objective.named_buffers()}
     return {**found, **buffers, "value": loss.detach()}
@@ -159,3 +162,32 @@ def test_nan_on_one_rank_ends_every_rank(pool2: GlooPool) -> None:
     for message in pool2.run(fails_everywhere, [(0,), (1,)]):
         lines = message.splitlines()
         assert len(lines) == 6 and all("NaN or infinity: 'c' in 1 samples" in line for line in lines)
+
+
+def golden_gradients(rank: int, rows: Tensor, distributed: bool) -> dict[str, Tensor]:
+    """G8: three crops through a linear encoder that is the identity, float64."""
+    loss = ClusterSwapLoss(modalities=["image"], embed_dim=golden.D, num_prototypes=golden.K, teacher_views=2).double()
+    encoder = nn.Linear(golden.D, golden.D, bias=False).double()
+    with torch.no_grad():
+        loss.bank.shared_0.copy_(golden.prototypes())
+        encoder.weight.copy_(torch.eye(golden.D))
+    both = nn.ModuleDict({"encoder": encoder, "loss": loss})
+    value = loss({"image": encoder(rows)}).loss
+    value.backward()
+    found = {name: parameter.grad for name, parameter in both.named_parameters() if parameter.grad is not None}
+    if distributed:
+        found = {name: sum_over_ranks(gradient) / 2 for name, gradient in found.items()}
+    return {**found, "value": value.detach()}
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (5, 3)])
+def test_g8_on_two_ranks_is_one_process_to_1e_12(pool2: GlooPool, sizes: tuple[int, int]) -> None:
+    rows = torch.stack([golden.features(view) for view in range(3)], dim=1)
+    expected = golden_gradients(0, rows, False)
+    assert float(expected["value"]) == pytest.approx(golden.G8_THREE_CROPS, abs=1e-12)
+    results = pool2.run(golden_gradients, [(r, part, True) for r, part in enumerate(rows.split(list(sizes)))])
+    mean = torch.stack([result.pop("value") for result in results]).mean()
+    assert float(mean) == pytest.approx(golden.G8_THREE_CROPS, abs=1e-12)
+    for result, (name, gradient) in itertools.product(results, expected.items()):
+        if name != "value":
+            assert torch.allclose(result[name], gradient, rtol=0, atol=1e-12), name

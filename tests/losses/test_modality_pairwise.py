@@ -153,6 +153,7 @@ def test_score_is_that_of_clip() -> None:
         ({"init_temperature": -1.0}, "must be positive"),
         ({"modalities": ["a"]}, "at least 2 modalities"),
         ({"weights": [[0, 1], [1, 0]]}, "needs modalities"),
+        ({"weights": [[1, 0], [0, 1]], "modalities": ["a", "b"]}, "not all 0"),  # no pair of two modalities
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:

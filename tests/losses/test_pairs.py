@@ -32,6 +32,13 @@ def test_a_star_has_the_anchors_pairs_only() -> None:
     assert close(output.loss, (pair(rows, "a", "b") + pair(rows, "b", "c")) / 2)
 
 
+def test_a_pair_that_the_batch_lacks_counts_as_zero_and_has_no_part() -> None:
+    rows = unit_rows(ABC, 6, 8)
+    present = {name: torch.full((6,), name != "c") for name in ABC}
+    output = PairwiseCLIPLoss().double()(rows, present)
+    assert set(output.parts) == {"a-b"} and close(output.loss, pair(rows, "a", "b") / 3)
+
+
 def test_a_list_and_weights_with_mean_and_sum() -> None:
     rows = unit_rows(ABC, 6, 8)
     ab, cb = pair(rows, "a", "b"), pair(rows, "c", "b")

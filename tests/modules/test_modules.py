@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ import pytorch_lightning as pl
 import torch
 
 from mmrep.data.datamodule import ShardDataModule
+from mmrep.data.dataset import ShardDataset, make_loader
+from mmrep.data.reader import Samples
 from mmrep.encoders import ConvImageEncoder, MelAudioEncoder, NgramTextEncoder
 from mmrep.encoders.crops import Crop
 from mmrep.errors import CheckpointError, ConfigError, LossError
 from mmrep.interop.load import load
+from mmrep.losses import PairwiseCLIPLoss
 from mmrep.modules import ContrastiveModule, HigherOrder, ModalityPairwise, PairwiseCLIP, SwAV, Symile
-from mmrep.modules.optim import WarmupCosine
+from mmrep.modules.base import over_ranks
+from mmrep.modules.optim import warmup_cosine
+from tests.gloo_pool import GlooPool
 
 ENCODERS: dict[str, Any] = {
     "image": lambda d: ConvImageEncoder(d, image_size=16, width=8),
@@ -38,10 +44,10 @@ def trainer(folder: Path, epochs: int = 1) -> pl.Trainer:
 
 
 def test_warmup_and_cosine() -> None:
-    schedule = WarmupCosine(4, 14)
+    schedule = warmup_cosine(4, 14)
     assert [schedule(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert schedule(4) == 1 and schedule(9) == pytest.approx(0.5) and schedule(14) == pytest.approx(0, abs=1e-12)
-    assert schedule(99) == pytest.approx(0, abs=1e-12) and WarmupCosine(2, 0)(1000) == 1
+    assert schedule(99) == pytest.approx(0, abs=1e-12) and warmup_cosine(2, 0)(1000) == 1
 
 
 VIEWS: dict[str, Any] = {
@@ -72,6 +78,20 @@ MODULES: dict[str, Any] = {
 }
 
 
+@torch.no_grad()
+def training_loss(module: ContrastiveModule, data: ShardDataModule) -> float:
+    """The mean loss of the whole training split in fixed batches with fixed augmentation, by copies of the module as it is."""
+    assert data.index is not None
+    encoders = module.model.by_modality
+    dataset = ShardDataset(Samples(data.index, "train"), encoders, train=True, seed=0)
+    found = []
+    for batch in make_loader(dataset, encoders, 16):
+        copied = copy.deepcopy(module.model).train()  # what a forward pass leaves in queues and averages stays out
+        torch.manual_seed(0)
+        found.append(copied.loss(copied(batch.inputs), {name: batch.present[name] for name in encoders}).loss)
+    return float(torch.stack(found).mean())
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_fit_learns_checkpoints_load_and_nothing_is_decayed_that_should_not(
     name: str, tiny_shards: Path, tmp_path: Path
@@ -86,16 +106,12 @@ def test_fit_learns_checkpoints_load_and_nothing_is_decayed_that_should_not(
 
     module = make(8)
     data = ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0)
-    losses: list[float] = []
-
-    class Record(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            losses.append(float(trainer.callback_metrics["train/loss"]))
-
-    run = trainer(tmp_path, epochs=4)
-    run.callbacks.append(Record())  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
+    data.setup("fit")
+    before = training_loss(module, data)
+    run = trainer(tmp_path, epochs=6)
     run.fit(module, data)
-    assert min(losses[1:]) < losses[0] and all(math.isfinite(loss) for loss in losses)
+    after = training_loss(module, data)
+    assert math.isfinite(after) and after < 0.97 * before
     kept, decayed = run.optimizers[0].param_groups[1], run.optimizers[0].param_groups[0]
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
@@ -166,7 +182,8 @@ def test_prototypes_stand_still_while_frozen(tiny_shards: Path, tmp_path: Path) 
         (lambda: SwAV(CROPS, normalize="layernorm"), "leave normalize at l2"),
         (lambda: SwAV(CROPS, optimizer="larz"), "did you mean 'lar"),
         (lambda: HigherOrder(ENCODERS, objective="grams"), "did you mean 'gram'"),
-        (lambda: HigherOrder(ENCODERS, objective="confu", anchor="text"), "no anchor"),
+        (lambda: HigherOrder(ENCODERS, objective="confu", anchor="text"), "confu has no anchor"),
+        (lambda: HigherOrder(ENCODERS, objective="gram", root=True, fusion_width=9), "gram has no root, fusion_width"),
         (lambda: HigherOrder(CROPS, objective="confu"), "at least 3"),
         (lambda: ModalityPairwise(ENCODERS, weights=[[0, 1], [1, 0]]), "3 x 3"),
     ],
@@ -174,6 +191,62 @@ def test_prototypes_stand_still_while_frozen(tiny_shards: Path, tmp_path: Path) 
 def test_impossible_settings_are_refused_at_construction(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_resumed_run_may_be_longer(tiny_shards: Path, tmp_path: Path) -> None:
+    """The cosine then ends where the longer run ends; it used to stay at 0, where the shorter one had ended."""
+    data = ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0)
+    rates: list[float] = []
+
+    class Record(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    short = trainer(tmp_path, epochs=2)
+    short.fit(PairwiseCLIP(ENCODERS, embed_dim=8, warmup_steps=1), data)
+    short.save_checkpoint(tmp_path / "short.ckpt")
+    longer = trainer(tmp_path, epochs=6)
+    longer.callbacks.append(Record())  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
+    module = PairwiseCLIP(ENCODERS, embed_dim=8, warmup_steps=1)
+    longer.fit(module, data, ckpt_path=str(tmp_path / "short.ckpt"), weights_only=True)
+    schedule = warmup_cosine(1, 18)
+    assert len(rates) == 12
+    assert rates[1:] == pytest.approx([1e-3 * schedule(step) for step in range(7, 18)])
+
+
+def test_validation_loss_counts_samples_and_not_padding(tiny_shards: Path, tmp_path: Path) -> None:
+    """20 samples in batches of 19: the second holds one, and weighs a twentieth."""
+    module = PairwiseCLIP(ENCODERS, embed_dim=8)
+    batches: list[tuple[float, int]] = []
+
+    class Record(pl.Callback):
+        def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, _o: Any, batch: Any, *_: Any) -> None:
+            rows = module(batch)
+            output = module.model.loss(rows, {name: batch.present[name] for name in rows})
+            if output.parts:
+                batches.append((float(output.loss), sum(bool(key) for key in batch.keys)))
+
+    run = trainer(tmp_path)
+    run.callbacks.append(Record())  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
+    for size in (19, 8):
+        batches.clear()
+        run.validate(module, ShardDataModule(str(tiny_shards), global_batch_size=size, num_workers=0), verbose=False)
+        expected = sum(loss * n for loss, n in batches) / sum(n for _, n in batches)
+        assert float(run.callback_metrics["val/loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def diverged(rank: int) -> float:
+    """A scale beyond bounds: only the rank whose rows have a partner computes infinity."""
+    loss = PairwiseCLIPLoss(max_logit_scale=None)
+    with torch.no_grad():
+        loss.logit_scale.fill_(95.0)
+    rows = {"a": torch.eye(4), "b": torch.eye(4).roll(1, 0)}
+    output = loss(rows, {"a": torch.ones(4, dtype=torch.bool), "b": torch.full((4,), rank == 0)})
+    return float(over_ranks(output).loss)
+
+
+def test_every_rank_sees_a_loss_that_is_not_finite(pool2: GlooPool) -> None:
+    assert not any(math.isfinite(value) for value in pool2.run(diverged, [(0,), (1,)]))
 
 
 def test_nan_in_a_batch_names_the_modality(tiny_shards: Path, tmp_path: Path) -> None:
