@@ -60,10 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the data sets are, or will be built")
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="where runs go")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/objectives.json"))
-    parser.add_argument("--task", action="append", choices=["joint", "plain", "pictures"], help="only this one")
+    names = [Path(case.config).name for case in CASES]
+    parser.add_argument("--only", action="append", choices=names, help="only this config; may be repeated")
     parser.add_argument("--keep", action="store_true", help="evaluate finished runs again without training them")
     options = parser.parse_args(argv)
-    cases = [case for case in CASES if case.task in (options.task or EPOCHS.keys() | {"plain", "pictures"})]
+    cases = [case for case in CASES if Path(case.config).name in (options.only or names)]
     rows = []
     for case in cases:
         start = time.monotonic()

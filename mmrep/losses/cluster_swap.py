@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,7 +14,6 @@ from mmrep.losses.base import Loss, LossOutput, connected_zero, fp32
 from mmrep.losses.checks import Embeddings, Presence, check_modalities, refuse_not_finite
 from mmrep.losses.prototype_usage import PrototypeUsage
 from mmrep.losses.prototypes import SHARED, FeatureQueue, PrototypeBank, View, view_names
-from mmrep.losses.scores import inner_products
 from mmrep.losses.weights import Matrix, check_matrix, weight_between
 from mmrep.ops.gather import gather_rows, rank, sum_over_ranks, world_size
 from mmrep.ops.multilinear import in_fp32
@@ -262,9 +262,26 @@ class ClusterSwapLoss(Loss):
     @fp32
     @torch.no_grad()
     def score(self, *, target: str, candidates: Tensor, given: Embeddings, present: Presence | None = None) -> Tensor:
-        """The scaled sum over the given modalities of their inner products with the candidate. See `Loss.score`."""
+        """How well the candidate's clusters and those of what is given predict each other, as in training. See `Loss.score`.
+
+        ``sum_m [ p_m . log p_c + p_c . log p_m ]`` over the given modalities, where ``p = softmax(z C^T / T)``, the first term
+        on the prototypes of m, the second on those of the target; the mean over the sets of prototypes. Sinkhorn's codes
+        depend on the batch; these depend on the row alone. On Emoji-M3 this finds far more than cosines do.
+        """
         self.check_score(target, given, present)
-        return inner_products(candidates, given, present, dict.fromkeys(given, 1 / self.temperature))
+        scores = []
+        for head, (name, rows) in itertools.product(range(len(self.bank.counts)), given.items()):
+            on_given, on_target = self.bank(name, head), self.bank(target, head)
+            known, found = in_fp32(rows), in_fp32(candidates)
+            swapped = self._clusters(known, on_given).exp() @ self._clusters(found, on_given).T
+            swapped = swapped + self._clusters(known, on_target) @ self._clusters(found, on_target).exp().T
+            scores.append(swapped if present is None else swapped * present[name][:, None])
+        total: Tensor = torch.stack(scores).sum(dim=0) / len(self.bank.counts)
+        return total
+
+    def _clusters(self, rows: Tensor, prototypes: Tensor) -> Tensor:
+        """Log probabilities ``[n, K]`` of the prototypes."""
+        return (rows @ prototypes.T / self.temperature).log_softmax(dim=1)
 
 
 def _check_pairs(pairs: str | Matrix, modalities: Sequence[str]) -> None:

@@ -417,13 +417,32 @@ def test_figures_tell_a_collapse_from_health() -> None:
     assert unseen["dead_prototypes"] > 0.9 and unseen["prototype_usage"] < 0.01
 
 
-def test_score_adds_the_cosines() -> None:
+@pytest.mark.parametrize("prototypes", ["shared", "per_modality"])
+def test_score_is_the_swapped_prediction_on_the_prototypes_of_both(prototypes: str) -> None:
     rows = unit_rows(ABC, 5, 6)
+    loss = ClusterSwapLoss(modalities=ABC, embed_dim=6, num_prototypes=[7, 4], prototypes=prototypes).double().eval()
     present = {"a": torch.tensor([True, False, True, True, True]), "b": torch.ones(5, dtype=torch.bool)}
     given = {"a": rows["a"], "b": rows["b"]}
-    found = make(ABC).score(target="c", candidates=rows["c"], given=given, present=present)
-    expected = (rows["a"] * present["a"][:, None] + rows["b"]) @ rows["c"].T / 0.1
-    assert torch.allclose(found, expected, atol=1e-12)
+    found = loss.score(target="c", candidates=rows["c"], given=given, present=present)
+    for query, candidate in itertools.product(range(5), range(5)):
+        expected = 0.0
+        for name, head in itertools.product(("a", "b"), (0, 1)):
+            if not present[name][query]:
+                continue
+            for owner, assigns, predicts in (
+                (name, rows[name][query], rows["c"][candidate]),
+                ("c", rows["c"][candidate], rows[name][query]),
+            ):
+                weights = loss.bank(owner, head).detach()
+                code = torch.softmax(weights @ assigns / 0.1, dim=0)
+                expected += float((code * torch.log_softmax(weights @ predicts / 0.1, dim=0)).sum()) / 2
+        assert float(found[query, candidate]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_score_finds_what_shares_clusters() -> None:
+    rows = golden.features(0)
+    found = make(("a", "b")).eval().score(target="b", candidates=rows, given={"a": rows})
+    assert found.argmax(dim=1).tolist() == list(range(golden.B))
 
 
 @pytest.mark.parametrize(
