@@ -40,7 +40,7 @@ format: $(STAMP) ## Format and mend what can be mended
 data: $(STAMP) ## Emoji-M3 mini in data/emoji_m3
 	$(BIN)/python -m data_prep.emoji_m3 --out data/emoji_m3 --size mini
 
-xor: $(STAMP) ## The XOR sweep of Symile and its rivals: minutes; JSON and plot in benchmarks/results
+xor: $(STAMP) ## The XOR sweep of Symile and its rivals: ten minutes on two cores; JSON and plot in benchmarks/results
 	$(BIN)/python -m benchmarks.xor
 
 objectives: $(STAMP) ## Every objective on real data, one seed each: an hour on two cores; JSON in benchmarks/results

@@ -65,28 +65,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="evaluate finished runs again without training them")
     options = parser.parse_args(argv)
     cases = [case for case in CASES if Path(case.config).name in (options.only or names)]
-    rows = []
     for case in cases:
         start = time.monotonic()
         code, found = run(case, options)
         if code:
             print(f"objectives: {case.task}, {case.objective} failed", file=sys.stderr)
             return code
-        rows.append({**found, "seconds": round(time.monotonic() - start)})
-    result = _merged(options.out, rows)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print_tables(result["rows"])
+        keep(options.out, {**found, "seconds": round(time.monotonic() - start)})
+    print_tables(json.loads(options.out.read_text())["rows"])
     print(options.out)
     return 0
 
 
-def _merged(out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """New rows among those of an earlier run, in the order of the cases."""
+def keep(out: Path, row: dict[str, Any]) -> None:
+    """Write a row among those of earlier runs, in the order of the cases; each says what it was measured on and with."""
     earlier = json.loads(out.read_text())["rows"] if out.exists() else []
-    known = {(row["task"], row["objective"]): row for row in [*earlier, *rows]}
+    row = {**row, "machine": machine(), "versions": versions("torch", "pytorch-lightning", "mmrep"), "seed": 0}
+    known = {(row["task"], row["objective"]): row for row in [*earlier, row]}
     kept = [known[case.task, case.objective] for case in CASES if (case.task, case.objective) in known]
-    return {"machine": machine(), "versions": versions("torch", "pytorch-lightning", "mmrep"), "seed": 0, "rows": kept}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"rows": kept}, indent=1) + "\n")
 
 
 def run(case: Case, options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
