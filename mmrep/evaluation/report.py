@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmrep.data.dataset import ShardDataset
@@ -161,7 +162,8 @@ def _draw(axis: Any, dataset: ShardDataset, number: int, modality: str) -> None:
     if kind == "image":
         axis.imshow(raw)
     elif kind == "audio":
-        axis.specgram(raw[0] + 1e-8, NFFT=512, Fs=raw[1], noverlap=384, cmap="magma")
+        dither = 1e-6 * np.random.default_rng(0).standard_normal(len(raw[0]))  # digital silence has no logarithm
+        axis.specgram(raw[0] + dither, NFFT=512, Fs=raw[1], noverlap=384, cmap="magma")
         axis.set_ylim(0, 8000)
     elif kind == "text":
         axis.text(0.5, 0.5, raw.replace(" | ", "\n"), ha="center", va="center", wrap=True, fontsize=9)
