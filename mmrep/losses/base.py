@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mmrep.errors import ConfigError, LossError, did_you_mean
 from mmrep.losses.checks import Embeddings, Presence, check_finite, check_shapes, check_views
 from mmrep.ops.gather import Gathered, gather_embeddings
-from mmrep.ops.multilinear import in_fp32
 
 
 @dataclass
@@ -210,18 +209,24 @@ class RowLoss(Loss):
         """The mean of an objective over the views of all ranks' rows."""
         self.check(embeddings, present, at_least=2)
         views = check_views(embeddings)
-        gathered = gather_embeddings(*self.prepare({name: in_fp32(r) for name, r in embeddings.items()}, present))
+        rows, present = self.prepare(dict(embeddings), present)
+        gathered = gather_embeddings(rows, present, self.travelling(list(rows)))
         check_finite(gathered, list(embeddings))
         output = _mean([objective(gathered.view(number)) for number in range(views)])
-        output.loss = output.loss + connected_zero([*gathered.rows.values(), *self.parameters()])
+        tensors = [*gathered.own.values(), *gathered.rows.values(), *self.parameters()]
+        output.loss = output.loss + connected_zero(tensors)
         return output
 
     def prepare(self, rows: dict[str, Tensor], present: Presence | None) -> tuple[dict[str, Tensor], Presence | None]:
         """What this rank does to its rows before they are gathered: nothing."""
         return rows, present
 
+    def travelling(self, names: Sequence[str]) -> Sequence[str]:
+        """The modalities whose rows every rank needs: what the objective finds in ``gathered.rows``. Others stay at home."""
+        return names
+
     def objective(self, gathered: Gathered) -> LossOutput:
-        """The loss of rows ``[N, D]``: see `LossOutput` for how it is scaled over ranks."""
+        """The loss of rows ``[n, D]`` of this rank and ``[N, D]`` of all: see `LossOutput` for how it is scaled over ranks."""
         raise NotImplementedError
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from mmrep.errors import ConfigError, LossError, did_you_mean
@@ -77,16 +76,14 @@ def check_finite(gathered: Gathered, names: Sequence[str]) -> None:
     Rows of absent samples too: they are in no term, but a zero gradient times infinity would be NaN in their encoder.
 
     Args:
-        gathered: Rows of all ranks.
+        gathered: What the ranks know of each other's rows.
         names: The modalities that came, of which a message speaks first; others were made from them.
 
     Raises:
         LossError: Naming the modalities.
     """
-    bad = [(~rows.isfinite().flatten(1).all(dim=1)).sum() for rows in gathered.rows.values()]
-    counts = dict(zip(gathered.rows, torch.stack(bad).tolist(), strict=True))
-    refuse_not_finite({name: counts[name] for name in names})
-    refuse_not_finite(counts)
+    refuse_not_finite({name: gathered.not_finite[name] for name in names})
+    refuse_not_finite(gathered.not_finite)
 
 
 def refuse_not_finite(bad: Mapping[str, int]) -> None:

@@ -71,6 +71,7 @@ class ConFuLoss(ScaledLoss, RowLoss):
 
     def prepare(self, rows: dict[str, Tensor], present: Presence | None) -> tuple[dict[str, Tensor], Presence | None]:
         """Add this rank's fused rows, as modalities of their own: they are present where all they are made of are."""
+        given, rows = rows, {name: in_fp32(r) for name, r in rows.items()}
         views = max(r.shape[1] if r.ndim == 3 else 1 for r in rows.values())
         if views > 1:
             rows = {name: (r if r.ndim == 3 else r[:, None]).expand(-1, views, -1) for name, r in rows.items()}
@@ -78,7 +79,11 @@ class ConFuLoss(ScaledLoss, RowLoss):
         if present is not None:
             made = {_fused(n): torch.stack([present[o] for o in self._others(n)]).all(dim=0) for n in self.names}
             present = {**present, **made}
-        return {**rows, **fused}, present
+        return {**(rows if views > 1 else given), **fused}, present
+
+    def travelling(self, names: Sequence[str]) -> Sequence[str]:
+        """The modalities; what is fused stays at home. See `RowLoss`."""
+        return self.names
 
     def objective(self, gathered: Gathered) -> LossOutput:
         """See `RowLoss`."""
@@ -86,11 +91,8 @@ class ConFuLoss(ScaledLoss, RowLoss):
             self.bound_scale()
         weights = {(_fused(name), name): self.fusion_weight for name in self.names}
         weights |= dict.fromkeys(itertools.combinations(self.names, 2), 1 - self.fusion_weight)
-        terms = {}
-        for a, b in weights:
-            both = gathered.select((a, b))
-            if both.total:
-                terms[a, b] = both.mean(info_nce(both.rows[a], both.rows[b], both.mine, self.scale))
+        selections = {pair: both for pair in weights if (both := gathered.select(pair)).total}
+        terms = info_nce(selections, dict.fromkeys(selections, self.scale))
         loss = weighted_sum(terms, weights, self.logit_scale) / len(weights)
         parts = {f"{a}-{b}": term.detach() for (a, b), term in terms.items()}
         return LossOutput(loss, parts, {"logit_scale": self.scale.detach()})

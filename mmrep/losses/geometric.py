@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from mmrep.errors import ConfigError, LossError
 from mmrep.losses.base import LossOutput, RowLoss, ScaledLoss, fp32
 from mmrep.losses.checks import Embeddings, Presence, check_modalities, check_name
-from mmrep.losses.info_nce import diagonal_cross_entropy
 from mmrep.losses.scores import presence_patterns
-from mmrep.ops.gather import Gathered, Selection
+from mmrep.ops.gather import Gathered, Selection, logsumexp_over_ranks
 from mmrep.ops.multilinear import in_fp32
+from mmrep.ops.paths import choose_path
+from mmrep.ops.product_logsumexp import safe_logsumexp
+
+STRIP = 512
+"""Anchors whose sizes with all tuples are in memory at one time, where there are many."""
+
+LIVE_COPIES = 8
+"""What a backward pass through sizes keeps, in matrices of logits."""
 
 
 class GeometricLoss(ScaledLoss, RowLoss):
@@ -80,25 +88,48 @@ class GeometricLoss(ScaledLoss, RowLoss):
         """
         if self.training:
             self.bound_scale()
-        if self.anchor is not None and self.anchor not in gathered.rows:
-            raise LossError(f"the anchor '{self.anchor}' does not come, only {list(gathered.rows)}")
-        tuples, metrics = gathered.select(gathered.rows), {"logit_scale": self.scale.detach()}
+        if self.anchor is not None and self.anchor not in gathered.own:
+            raise LossError(f"the anchor '{self.anchor}' does not come, only {list(gathered.own)}")
+        tuples, metrics = gathered.select(gathered.own), {"logit_scale": self.scale.detach()}
         if not tuples.total:
             return LossOutput(self.logit_scale.new_zeros(()), {}, metrics)
-        anchors = [self.anchor] if self.anchor else list(gathered.rows)
-        terms = {anchor: tuples.mean(self._anchor(anchor, tuples)) for anchor in anchors}
+        anchors = [self.anchor] if self.anchor else list(gathered.own)
+        directions = [self._directions(anchor, tuples, len(anchors)) for anchor in anchors]
+        columns = logsumexp_over_ranks([columns for columns, _ in directions])
+        terms = {}
+        for anchor, whole, (_, others) in zip(anchors, columns, directions, strict=True):
+            terms[anchor] = tuples.mean(whole[tuples.mine].sum() / 2 + others)
         loss = torch.stack(list(terms.values())).mean()
         return LossOutput(loss, {anchor: term.detach() for anchor, term in terms.items()}, metrics)
 
-    def _anchor(self, anchor: str, tuples: Selection) -> Tensor:
-        """The anchor's loss, summed over this rank's rows."""
-        rows, mine = tuples.rows[anchor], tuples.mine
+    def travelling(self, names: Sequence[str]) -> Sequence[str]:
+        """A fixed anchor stays at home, its tuples travel. See `RowLoss`."""
+        return [name for name in names if name != self.anchor]
+
+    def _directions(self, anchor: str, tuples: Selection, anchors: int) -> tuple[Tensor, Tensor]:
+        """Log-sum-exps of the columns over this rank's anchors ``[K]``, and the sum of all the rest of their loss.
+
+        Strips of anchors against all tuples; many of them are computed again in the backward pass instead of being kept.
+        """
+        own, total = tuples.own[anchor], tuples.total
         others = [tuples.rows[name] for name in tuples.rows if name != anchor]
-        own_anchors = -self.scale * self.size(rows[mine], others)
-        own_tuples = own_anchors.T  # where this rank has all rows
-        if len(own_anchors) < tuples.total:
-            own_tuples = -self.scale * self.size(rows, [other[mine] for other in others]).T
-        return diagonal_cross_entropy(own_anchors, own_tuples, mine, self.label_smoothing)
+        path = choose_path(len(own), total, own.dtype, terms=anchors * tuples.views * LIVE_COPIES)
+        if path.name != "tiled":
+            return self._strip(own, tuples.mine.start, *others)
+        columns, rest = [], []
+        for first in range(0, len(own), STRIP):
+            strip = (own[first : first + STRIP], tuples.mine.start + first, *others)
+            found = torch.utils.checkpoint.checkpoint(self._strip, *strip, use_reentrant=False)
+            columns.append(found[0])
+            rest.append(found[1])
+        return torch.stack(columns).logsumexp(dim=0), torch.stack(rest).sum()
+
+    def _strip(self, anchors: Tensor, offset: int, *others: Tensor) -> tuple[Tensor, Tensor]:
+        logits = -self.scale * self.size(anchors, others)
+        positives = logits.diagonal(offset)
+        smooth = self.label_smoothing * logits.sum() / logits.shape[1] if self.label_smoothing else 0.0
+        rest = logits.logsumexp(dim=1).sum() / 2 - (1 - self.label_smoothing) * positives.sum() - smooth
+        return safe_logsumexp(logits, 0), rest
 
     @fp32
     @torch.no_grad()

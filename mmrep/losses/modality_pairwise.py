@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,10 +11,12 @@ from torch import Tensor
 from mmrep.errors import ConfigError, LossError, check_choice
 from mmrep.losses.base import LossOutput, ScaledLoss, connected_zero, fp32, weighted_sum
 from mmrep.losses.checks import Embeddings, Presence, check_finite, check_modalities, check_views
+from mmrep.losses.info_nce import Pair, orient
+from mmrep.losses.pairs import cover
 from mmrep.losses.scores import inner_products
 from mmrep.losses.weights import Matrix, check_matrix, weight_between
-from mmrep.ops.gather import Selection, gather_embeddings
-from mmrep.ops.multilinear import in_fp32
+from mmrep.ops.gather import Selection, gather_embeddings, logsumexp_over_ranks
+from mmrep.ops.product_logsumexp import product_logsumexp
 
 POSITIVES = ("aligned", "other_view", "all")
 
@@ -90,15 +92,13 @@ class ModalityPairwiseLoss(ScaledLoss):
             )
         if self.training:
             self.bound_scale()
-        gathered = gather_embeddings({name: in_fp32(rows) for name, rows in embeddings.items()}, present)
-        check_finite(gathered, list(embeddings))
         weights = {pair: self._weight(*pair) for pair in itertools.permutations(embeddings, 2)}
-        terms = {}
-        for (a, b), weight in weights.items():
-            both = gathered.select((a, b))
-            if weight and both.total:
-                terms[a, b] = both.mean(self._ordered_pair(both, a, b, views)) / views
-        loss = connected_zero([*gathered.rows.values(), *self.parameters()])
+        pairs = [pair for pair in itertools.combinations(embeddings, 2) if weights[pair] or weights[pair[::-1]]]
+        gathered = gather_embeddings(embeddings, present, cover(pairs))
+        check_finite(gathered, list(embeddings))
+        selections = {pair: both for pair in pairs if (both := gathered.select(pair)).total}
+        terms = {pair: term for pair, term in self._terms(selections, views).items() if weights[pair]}
+        loss = connected_zero([*gathered.own.values(), *gathered.rows.values(), *self.parameters()])
         loss = loss + weighted_sum(terms, weights, loss) / sum(weights.values())
         parts = {f"{a}-{b}": term.detach() for (a, b), term in terms.items()}
         return LossOutput(loss, parts, {"logit_scale": self.scale.detach()})
@@ -106,24 +106,43 @@ class ModalityPairwiseLoss(ScaledLoss):
     def _weight(self, a: str, b: str) -> float:
         return 1.0 if self.weights is None else weight_between(self.weights, self.modalities or [], a, b)
 
-    def _ordered_pair(self, both: Selection, a: str, b: str, views: int) -> Tensor:
-        """L_ab, summed over this rank's rows and views."""
-        anchors, columns = (_with_views(both.rows[name], views) for name in (a, b))
-        logits = self.scale * torch.einsum("ivd,jwd->ivjw", anchors[both.mine], columns)
-        same = torch.eye(views, dtype=torch.bool, device=logits.device)
-        row, own = (torch.arange(s.start, s.stop, device=logits.device) for s in (slice(0, len(logits)), both.mine))
-        positives = self._positives(same)
-        wanted = (logits[row, :, own] * positives).sum(dim=2) / positives.sum(dim=1)
-        if self.exclude_aligned and views > 1:
-            aligned = torch.zeros_like(logits, dtype=torch.bool)
-            aligned[row, :, own] = same
-            logits = logits.masked_fill(aligned, -torch.inf)
-        return self.legacy_scale * (logits.flatten(2).logsumexp(dim=2) - wanted).sum()
+    def _terms(self, selections: Mapping[Pair, Selection], views: int) -> dict[Pair, Tensor]:
+        """L_ab and L_ba of each pair, this rank's share: the rows and the columns of one matrix of logits."""
+        directions = {}
+        for pair, both in selections.items():
+            one, other = orient(pair, both)
+            anchors, columns = _with_views(both.own[one], views), _with_views(both.rows[other], views)
+            directions[one, other] = product_logsumexp(
+                anchors.flatten(0, 1),
+                columns.flatten(0, 1),
+                self.scale,
+                offset=both.mine.start * views,
+                without_positives=self.exclude_aligned and views > 1,
+                terms=len(selections),
+            )
+        wholes = logsumexp_over_ranks([sums for _, sums, _ in directions.values()])
+        terms = {}
+        for both, whole, ((a, b), (rows, _, aligned)) in zip(
+            selections.values(), wholes, directions.items(), strict=True
+        ):
+            mine = slice(both.mine.start * views, both.mine.stop * views)
+            wanted = self._wanted(both.own[a], both.own[b], aligned.view(-1, views))
+            for pair, sums in (((a, b), rows), ((b, a), whole[mine])):
+                terms[pair] = both.mean(self.legacy_scale * (sums.view(-1, views) - wanted).sum()) / views
+        return terms
+
+    def _wanted(self, a: Tensor, b: Tensor, aligned: Tensor) -> Tensor:
+        """Each row's mean logit over its positives ``[k, V]``; for both directions alike, as their sum over a sample's views
+        is the same."""
+        views = aligned.shape[1]
+        if self.positives == "aligned" or views == 1:
+            return aligned
+        logits = self.scale * torch.einsum("ivd,iwd->ivw", _with_views(a, views), _with_views(b, views))
+        right = self._positives(torch.eye(views, dtype=torch.bool, device=logits.device))
+        return (logits * right).sum(dim=2) / right.sum(dim=1)
 
     def _positives(self, same: Tensor) -> Tensor:
         """bool ``[V, V]``: which columns' views are right for an anchor's view."""
-        if self.positives == "aligned" or len(same) == 1:
-            return same
         return ~same if self.positives == "other_view" else torch.ones_like(same)
 
     @fp32

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmrep.errors import ConfigError, LossError, did_you_mean
@@ -77,3 +78,13 @@ def _parse_pair(text: str, modalities: Sequence[str] | None) -> tuple[str, str]:
     for name in names:
         check_name(name, modalities, f"pair {text}")
     return names[0], names[1]
+
+
+def cover(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Modalities of which each pair has at least one: those whose rows must travel. Few of them, the most shared first."""
+    left, found = list(pairs), []
+    while left:
+        counts = Counter(name for pair in left for name in pair)
+        found.append(max(counts, key=lambda name: counts[name]))
+        left = [pair for pair in left if found[-1] not in pair]
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from mmrep.errors import ConfigError, check_choice
 from mmrep.losses.base import LossOutput, RowLoss, ScaledLoss, fp32, weighted_sum
 from mmrep.losses.checks import Embeddings, Presence, check_modalities
 from mmrep.losses.info_nce import info_nce, sigmoid_loss
-from mmrep.losses.pairs import Pairs, PairSpec
+from mmrep.losses.pairs import Pairs, PairSpec, cover
 from mmrep.losses.scores import inner_products
 from mmrep.ops.gather import Gathered, Selection
 
@@ -81,26 +81,33 @@ class PairwiseCLIPLoss(ScaledLoss, RowLoss):
         if form == "sigmoid":
             self.logit_bias = nn.Parameter(torch.full(shape, init_bias))
 
+    def travelling(self, names: Sequence[str]) -> Sequence[str]:
+        """One modality of each pair: see `RowLoss`."""
+        return cover(self.pairs.of(list(names)))
+
     def objective(self, gathered: Gathered) -> LossOutput:
         """See `RowLoss`."""
         if self.training:
             self.bound_scale()
-        weights = self.pairs.of(list(gathered.rows))
+        weights = self.pairs.of(list(gathered.own))
         whole = sum(weights.values()) if self.reduction == "mean" else 1.0
-        selections = {pair: gathered.select(pair) for pair in weights}
-        terms = {pair: self._pair(both, *pair) for pair, both in selections.items() if both.total}
+        selections = {pair: both for pair in weights if (both := gathered.select(pair)).total}
+        terms = self._terms(selections)
         loss = weighted_sum(terms, {pair: weight / whole for pair, weight in weights.items()}, self.logit_scale)
         metrics = {"logit_scale": self.scale.detach().mean()}
         if self.form == "sigmoid":
             metrics["logit_bias"] = self.logit_bias.detach().mean()
         return LossOutput(loss, {f"{a}-{b}": term.detach() for (a, b), term in terms.items()}, metrics)
 
-    def _pair(self, both: Selection, a: str, b: str) -> Tensor:
-        """The pair's loss on this rank's rows."""
-        x, y, scale = both.rows[a], both.rows[b], self._of_pair(self.scale, a, b)
-        if self.form == "sigmoid":
-            return both.mean(sigmoid_loss(x, y, both.mine, scale, self._of_pair(self.logit_bias, a, b)))
-        return both.mean(info_nce(x, y, both.mine, scale))
+    def _terms(self, selections: Mapping[tuple[str, str], Selection]) -> dict[tuple[str, str], Tensor]:
+        """Each pair's loss on this rank's rows."""
+        scales = {pair: self._of_pair(self.scale, *pair) for pair in selections}
+        if self.form == "softmax":
+            return info_nce(selections, scales)
+        return {
+            pair: sigmoid_loss(pair, both, scales[pair], self._of_pair(self.logit_bias, *pair))
+            for pair, both in selections.items()
+        }
 
     def _of_pair(self, values: Tensor, a: str, b: str) -> Tensor:
         """The pair's own scale or bias; for a pair that is not trained, the mean over those that are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -36,16 +37,17 @@ class Placeholders(nn.Module):
         self.observed = nn.ParameterDict({name: torch.zeros(embed_dim) for name in modalities})
 
     def fill(self, gathered: Gathered) -> Selection:
-        """The samples that have any modality, with a row for each."""
-        present = torch.stack(list(gathered.present.values()))
-        some = present.any(dim=0)
-        anywhere = Gathered(gathered.rows, dict.fromkeys(gathered.rows, some), gathered.offset, gathered.local)
-        selection = anywhere.select(gathered.rows)
+        """The samples that have any modality, with a row for each; all modalities must have travelled."""
+        some, on_host = (
+            torch.stack(list(present.values())).any(dim=0) for present in (gathered.present, gathered.on_host)
+        )
+        selection = replace(gathered, on_host=dict.fromkeys(gathered.rows, on_host)).select(gathered.rows)
         length = _length(torch.cat([rows[gathered.present[name]] for name, rows in gathered.rows.items()]))
         rows = {
             name: self._row(name, rows, gathered.present[name][some], length) for name, rows in selection.rows.items()
         }
-        return Selection(rows, selection.mine, selection.total)
+        own = {name: filled[selection.mine] for name, filled in rows.items()}
+        return replace(selection, own=own, rows=rows)
 
     def complete(
         self, target: str, candidates: Tensor, given: Embeddings, present: Presence | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -15,11 +15,9 @@ from mmrep.losses.base import LossOutput, RowLoss, fp32
 from mmrep.losses.checks import Embeddings, Presence, check_modalities
 from mmrep.losses.pairwise_clip import PairwiseCLIPLoss
 from mmrep.losses.placeholder import Placeholders
-from mmrep.ops.gather import Gathered, Selection
-from mmrep.ops.multilinear import all_combinations, elementwise_product, in_fp32
-
-Permutations = Mapping[str, Mapping[str, Tensor]]
-"""Anchor -> other modality -> ``[K]``: which of the K complete tuples stands in each column."""
+from mmrep.losses.tuples import Permutations, all_combinations_loss, shuffled_loss
+from mmrep.ops.gather import Gathered, Selection, sum_over_ranks
+from mmrep.ops.multilinear import elementwise_product, in_fp32
 
 INITIAL_LOGIT_STD = 3.0
 NEGATIVES = ("shuffled", "all")
@@ -107,14 +105,22 @@ class SymileLoss(RowLoss):
             self.step += 1
         return output
 
+    def travelling(self, names: Sequence[str]) -> Sequence[str]:
+        """With all negatives, every combination meets this rank's rows of the first modality. See `RowLoss`."""
+        return names[1:] if self.negatives == "all" and self.placeholders is None else names
+
     def objective(self, gathered: Gathered, permutations: Permutations | None = None) -> LossOutput:
         """See `RowLoss`."""
         tuples = self._tuples(gathered)
         loss, parts = self.logit_scale.new_zeros(()), {}
         if tuples.total:
-            self._initialise_scale(tuples.rows)
-            shifts = permutations or self._shifts(list(tuples.rows), tuples.total, loss.device)
-            terms = {anchor: tuples.mean(self._anchor(anchor, tuples, shifts)) for anchor in tuples.rows}
+            self._initialise_scale(tuples)
+            if self.negatives == "all":
+                sums = all_combinations_loss(tuples, self.scale)
+            else:
+                shifts = permutations or self._shifts(tuples.own, tuples.total, loss.device)
+                sums = shuffled_loss(tuples, self.scale, shifts)
+            terms = {anchor: tuples.mean(summed) for anchor, summed in sums.items()}
             loss = torch.stack(list(terms.values())).mean()
             parts = {anchor: term.detach() for anchor, term in terms.items()}
         share = tuples.total / max(1, len(next(iter(gathered.present.values()))))
@@ -129,35 +135,19 @@ class SymileLoss(RowLoss):
     def _tuples(self, gathered: Gathered) -> Selection:
         """The samples that have every modality; with placeholders, those that have any."""
         if self.placeholders is None:
-            return gathered.select(gathered.rows)
+            return gathered.select(gathered.own)
         return self.placeholders.fill(gathered)
 
-    def _anchor(self, anchor: str, tuples: Selection, permutations: Permutations) -> Tensor:
-        """The summed cross-entropy of this rank's rows as anchors."""
-        rows, mine = tuples.rows, tuples.mine
-        others = [name for name in rows if name != anchor]
-        if self.negatives == "all":
-            columns = all_combinations([rows[name] for name in others])
-            stride = sum(tuples.total**power for power in range(len(others)))  # of column (i, i, ..., i)
-        else:
-            columns = elementwise_product([rows[name][permutations[anchor][name]] for name in others])
-            stride = 1
-        logits = self.scale * (rows[anchor][mine] @ columns.T)
-        positive = self.scale * elementwise_product([rows[name][mine] for name in rows]).sum(-1)
-        place = torch.arange(mine.start, mine.stop, device=logits.device) * stride
-        logits = logits.scatter(1, place[:, None], positive[:, None])
-        return (logits.logsumexp(dim=1) - positive).sum()
-
-    def _shifts(self, names: list[str], total: int, device: torch.device) -> Permutations:
+    def _shifts(self, names: Iterable[str], total: int, device: torch.device) -> Permutations:
         """Cyclic shifts: distinct for the others of an anchor, the same on all ranks; none at all for a single other.
 
         By the names, so that they do not depend on the order of the modalities.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + (int(self.step) + 1 if self.training else 0))
-        columns = torch.arange(total, device=device)
+        names, columns = sorted(names), torch.arange(total, device=device)
         permutations: dict[str, dict[str, Tensor]] = {}
-        for anchor in sorted(names):
-            others = [name for name in sorted(names) if name != anchor]
+        for anchor in names:
+            others = [name for name in names if name != anchor]
             # A single other needs no shift: its column j is the row j, a false partner everywhere but on the diagonal.
             distances = torch.randperm(total, generator=generator).tolist() if len(others) > 1 else [0]
             shifts = itertools.islice(itertools.cycle(distances), len(others))
@@ -165,13 +155,15 @@ class SymileLoss(RowLoss):
         return permutations
 
     @torch.no_grad()
-    def _initialise_scale(self, rows: dict[str, Tensor]) -> None:
-        """Set the scale from the gathered rows (so equally on all ranks): products of M unrelated rows of norms n_m in D
-        dimensions have standard deviation ``prod n_m / D^((M-1)/2)``."""
+    def _initialise_scale(self, tuples: Selection) -> None:
+        """Set the scale from the rows of all ranks: products of M unrelated rows of norms n_m in D dimensions have standard
+        deviation ``prod n_m / D^((M-1)/2)``."""
         if self.scale_is_set or not self.training:
             return
-        width = next(iter(rows.values())).shape[1]
-        log_norms = sum(math.log(max(float(r.norm(dim=1).mean()), 1e-12)) for r in rows.values())
+        rows = list(tuples.own.values())
+        norms = sum_over_ranks(torch.stack([r.norm(dim=1).sum() for r in rows])) / tuples.total
+        log_norms = float(norms.clamp(min=1e-12).log().sum())
+        width = rows[0].shape[1]
         self.logit_scale.fill_(math.log(INITIAL_LOGIT_STD) + 0.5 * (len(rows) - 1) * math.log(width) - log_norms)
         self.scale_is_set.fill_(True)
 

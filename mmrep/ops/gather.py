@@ -4,17 +4,26 @@ A loss takes this rank's rows and needs those of all ranks, with gradients. `gat
 sums over the ranks the gradients of everything that was computed from a row (a reduce-scatter), for any number of rows per
 rank. With ``loss_r = W * (terms of the rows of rank r) / (number of rows of all ranks)`` and DDP's mean over W ranks the
 gradients equal those of one process with the whole batch, encoders and the loss's own parameters alike.
+
+Only one side of a pair has to travel: a rank compares its own rows of the one with everyone's rows of the other, and the
+sums over columns, a number each, are added up by `logsumexp_over_ranks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mmrep.ops.multilinear import in_fp32
+
+HALF = (torch.float16, torch.bfloat16)
+PRESENT, FINITE = 1, 2
+"""Bits of what every rank knows of every sample and modality."""
 
 
 def world_size() -> int:
@@ -54,21 +63,22 @@ def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather forward, reduce-scatter (sum) backward, both on rows padded to the longest rank."""
+    """All-gather forward, reduce-scatter (sum) backward, both on rows padded to the longest rank.
+
+    Half precision travels as it is; the rows that arrive are of fp32, as are the gradients that go back.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
+        ctx.counts, ctx.dtype = counts, rows.dtype
         longest = max(counts)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
         everyone = rows.new_empty(len(counts) * longest, *rows.shape[1:])
         dist.all_gather_into_tensor(everyone, padded)
-        return (
-            torch.cat([part[:count] for part, count in zip(everyone.split(longest), counts, strict=True)])
-            if longest
-            else everyone
-        )
+        if min(counts) < longest:
+            everyone = torch.cat([part[:count] for part, count in zip(everyone.split(longest), counts, strict=True)])
+        return everyone.float() if rows.dtype in HALF else everyone
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -80,7 +90,43 @@ class _GatherRows(torch.autograd.Function):
             part[: len(mine)] = mine
         own = grad.new_empty(longest, *grad.shape[1:])
         dist.reduce_scatter_tensor(own, padded.flatten(0, 1))
-        return own[: counts[rank()]], None
+        return own[: counts[rank()]].to(ctx.dtype), None
+
+
+def logsumexp_over_ranks(columns: Sequence[Tensor]) -> list[Tensor]:
+    """Log-sum-exps over this rank's rows to those over the rows of all ranks, in one go.
+
+    Args:
+        columns: Vectors of the same lengths on all ranks; -inf where a rank has nothing to add.
+
+    Returns:
+        The same on all ranks. A rank may use any part of them: gradients are summed over ranks.
+    """
+    if world_size() == 1 or not columns:
+        return list(columns)
+    together: Tensor = _LogSumExp.apply(torch.cat(list(columns)))
+    return list(together.split([len(column) for column in columns]))
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        highest = own.clone()
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        highest.clamp_(min=torch.finfo(own.dtype).min)  # of nothing at all, where the difference were NaN
+        total = (own - highest).exp()
+        dist.all_reduce(total)
+        everyone = total.log() + highest
+        ctx.save_for_backward((own - everyone.clamp(min=torch.finfo(own.dtype).min)).exp())
+        return everyone
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (share,) = ctx.saved_tensors
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        result: Tensor = total * share
+        return result
 
 
 def gather_stacked(tensor: Tensor) -> Tensor:
@@ -105,14 +151,18 @@ class Selection:
     """The samples of all ranks that have certain modalities.
 
     Attributes:
-        rows: Per modality ``[K, D]`` with gradients, equal on all ranks.
+        own: Per modality ``[k, D]`` of this rank, with gradients.
+        rows: Per modality that travelled ``[K, D]``, with gradients, equal on all ranks.
         mine: Which of the K are this rank's.
         total: K.
+        views: In how many views they are contrasted, one after the other.
     """
 
+    own: dict[str, Tensor]
     rows: dict[str, Tensor]
     mine: slice
     total: int
+    views: int = 1
 
     def mean(self, summed: Tensor) -> Tensor:
         """From a sum over this rank's rows to its share of the mean over all: the mean of the ranks' shares is that mean, and
@@ -125,59 +175,101 @@ class Gathered:
     """Embeddings of all ranks.
 
     Attributes:
-        rows: Per modality ``[N, D]``, or ``[N, V, D]`` where it has views, with gradients.
+        own: Per modality ``[n, D]`` of this rank, or ``[n, V, D]`` where it has views.
+        rows: Per modality that travelled ``[N, D]`` or ``[N, V, D]`` of all ranks; with one rank, ``own``.
         present: Per modality bool ``[N]``.
+        not_finite: Per modality, how many samples of all ranks have NaN or infinity in their rows.
         offset: Number of the first row of this rank.
-        local: How many rows this rank has.
+        on_host: ``present`` in the memory of the CPU, where sizes are decided.
+        views: See `Selection`.
     """
 
+    own: dict[str, Tensor]
     rows: dict[str, Tensor]
     present: dict[str, Tensor]
+    not_finite: dict[str, int]
     offset: int
-    local: int
+    on_host: dict[str, Tensor]
+    views: int = 1
 
     def select(self, names: Iterable[str]) -> Selection:
         """The samples that have all of ``names``, in order: what a term of a loss is made of."""
         names = list(names)
-        complete = torch.stack([self.present[name] for name in names]).all(dim=0)
-        before, mine, total = torch.stack(
-            [complete[: self.offset].sum(), complete[self.offset : self.offset + self.local].sum(), complete.sum()]
-        ).tolist()
-        return Selection({name: self.rows[name][complete] for name in names}, slice(before, before + mine), total)
+        local = len(self.own[names[0]])
+        complete = torch.stack([self.on_host[name] for name in names]).all(dim=0)
+        mine = complete[self.offset : self.offset + local]
+        before, here, total = int(complete[: self.offset].sum()), int(mine.sum()), int(complete.sum())
+        own = {name: _where(self.own[name], mine, here) for name in names}
+        rows = {
+            name: own[name] if self.rows[name] is self.own[name] else _where(self.rows[name], complete, total)
+            for name in names
+            if name in self.rows
+        }
+        return Selection(own, rows, slice(before, before + here), total, self.views)
 
     def view(self, number: int) -> Gathered:
         """View ``number`` of every modality, as rows ``[N, D]``; a modality with one view lends it to all."""
-        rows = {
-            name: rows if rows.ndim == 2 else rows[:, number if rows.shape[1] > 1 else 0]
-            for name, rows in self.rows.items()
-        }
-        return Gathered(rows, self.present, self.offset, self.local)
+
+        def one(rows: Tensor) -> Tensor:
+            return rows if rows.ndim == 2 else rows[:, number if rows.shape[1] > 1 else 0]
+
+        own = {name: one(rows) for name, rows in self.own.items()}
+        rows = {name: own[name] if rows is self.own[name] else one(rows) for name, rows in self.rows.items()}
+        views = max(rows.shape[1] if rows.ndim == 3 else 1 for rows in self.own.values())
+        return replace(self, own=own, rows=rows, views=views)
 
 
-def gather_embeddings(embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Gathered:
-    """Gather all modalities and their presence.
+def _where(rows: Tensor, mask: Tensor, count: int) -> Tensor:
+    """The rows of a mask on the host; all of them are not copied."""
+    return rows if count == len(rows) else rows[mask.nonzero()[:, 0].to(rows.device)]
 
-    All modalities travel in one collective: every rank then runs the same collectives, forward and backward, whatever its
-    batch lacks, and their order cannot differ between ranks.
+
+def gather_embeddings(
+    embeddings: Mapping[str, Tensor],
+    present: Mapping[str, Tensor] | None = None,
+    travelling: Iterable[str] | None = None,
+) -> Gathered:
+    """Gather modalities, and the presence of all of them.
+
+    They travel in one collective: every rank then runs the same collectives, forward and backward, whatever its batch lacks,
+    and their order cannot differ between ranks.
 
     Args:
         embeddings: Modality -> this rank's rows ``[n_r, D]`` or views ``[n_r, V, D]``; the same modalities, V and D on all
-            ranks. V may differ between modalities.
+            ranks. V may differ between modalities. Half precision travels as it is, and is widened where it arrives.
         present: Modality -> bool ``[n_r]``; all present where None.
+        travelling: The modalities whose rows every rank needs; all where None.
     """
-    names = list(embeddings)
-    views = {name: rows if rows.ndim == 3 else rows[:, None] for name, rows in embeddings.items()}
-    together = torch.cat(list(views.values()), dim=1)
-    counts = row_counts(len(together), together.device)
-    everyone = gather_rows(together, counts).split([rows.shape[1] for rows in views.values()], dim=1)
-    masks = [
-        torch.ones(len(together), dtype=torch.bool, device=together.device) if present is None else present[n]
-        for n in names
-    ]
-    has = gather_rows(torch.stack(masks, dim=1).to(torch.uint8), counts).bool()
+    own = {name: in_fp32(rows) for name, rows in embeddings.items()}
+    first = next(iter(own.values()))
+    counts = row_counts(len(first), first.device)
+    names = [name for name in embeddings if travelling is None or name in set(travelling)]
+    rows = dict(own) if world_size() == 1 else _gather_together({name: embeddings[name] for name in names}, counts)
+    flags = gather_rows(torch.stack([_flags(name, r, present) for name, r in own.items()], dim=1), counts)
+    host = flags.cpu()
     return Gathered(
-        {name: rows if embeddings[name].ndim == 3 else rows[:, 0] for name, rows in zip(names, everyone, strict=True)},
-        {name: has[:, i] for i, name in enumerate(names)},
+        own,
+        {name: rows[name] for name in names},
+        {name: (flags[:, i] & PRESENT).bool() for i, name in enumerate(own)},
+        dict(zip(own, (host & FINITE == 0).sum(dim=0).tolist(), strict=True)),
         sum(counts[: rank()]),
-        len(together),
+        {name: (host[:, i] & PRESENT).bool() for i, name in enumerate(own)},
     )
+
+
+def _flags(name: str, rows: Tensor, present: Mapping[str, Tensor] | None) -> Tensor:
+    """What every rank must know of this rank's samples, a byte each."""
+    finite = rows.detach().isfinite().flatten(1).all(dim=1).to(torch.uint8) * FINITE
+    return finite + (PRESENT if present is None else present[name].to(torch.uint8) * PRESENT)
+
+
+def _gather_together(embeddings: Mapping[str, Tensor], counts: list[int]) -> dict[str, Tensor]:
+    """Rows of all ranks, of several modalities, in one collective."""
+    if not embeddings:
+        return {}
+    views = {name: rows if rows.ndim == 3 else rows[:, None] for name, rows in embeddings.items()}
+    together = gather_rows(torch.cat(list(views.values()), dim=1), counts)
+    everyone = together.split([rows.shape[1] for rows in views.values()], dim=1)
+    return {
+        name: rows if embeddings[name].ndim == 3 else rows[:, 0] for name, rows in zip(views, everyone, strict=True)
+    }

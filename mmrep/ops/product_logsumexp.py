@@ -84,10 +84,10 @@ def _dense(
         logits = logits.flatten().index_fill(0, places, -torch.inf).view_as(logits)
     by_row = logits if column_weights is None else logits + column_weights.to(logits.dtype).log()
     by_column = logits if row_weights is None else logits + row_weights.to(logits.dtype).log()[:, None]
-    return _logsumexp(by_row, 1), _logsumexp(by_column, 0), positives
+    return safe_logsumexp(by_row, 1), safe_logsumexp(by_column, 0), positives
 
 
-def _logsumexp(logits: Tensor, dim: int) -> Tensor:
+def safe_logsumexp(logits: Tensor, dim: int) -> Tensor:
     """-inf without a gradient where all are -inf; there, torch's own has a gradient of NaN."""
     nothing = (logits == -torch.inf).all(dim=dim, keepdim=True)
     found = logits.masked_fill(nothing, 0.0).logsumexp(dim=dim)
@@ -174,15 +174,21 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, rows, columns, kept, shift = ctx.saved_tensors
-    options = ctx.where, ctx.without_positives
+    x, rest, y, scale, row_weights, column_weights, rows, columns, kept, shift = ctx.saved_tensors
+    inputs = x, rest, y, scale, row_weights, column_weights, ctx.where, ctx.without_positives
     if torch.is_grad_enabled():  # the gradient is to be differentiated again: plain formulas
         wanted = [value for value in inputs[:4] if value is not None and value.requires_grad]
-        found = iter(torch.autograd.grad(_dense(*inputs, *options), wanted, grads[:3], create_graph=True))
-        dx, drest, dy, dscale = (next(found) if value is not None and value.requires_grad else None for value in inputs[:4])
+        found = iter(
+            torch.autograd.grad(_dense(*inputs), wanted, grads[:3], create_graph=True)
+        )
+        dx, drest, dy, dscale = (
+            next(found) if value is not None and value.requires_grad else None for value in inputs[:4]
+        )
     else:
-        dx, drest, dy, dscale = _backward(*inputs, *options, kept, shift, [rows, columns], list(grads[:3]))
-        drest = None if inputs[1] is None else drest
+        dx, drest, dy, dscale = _backward(
+            *inputs, ctx.where, ctx.without_positives, kept, shift, [rows, columns], list(grads[:3])
+        )
+        drest = None if rest is None else drest
     return dx, drest, dy, dscale, None, None, None, None, None
 
 

@@ -65,10 +65,11 @@ def _strips(
             torch.mm(logits, y, out=dx[rows])
             dy.addmm_(logits.T, x[rows])
     if not gradients:
-        return loss, *(tensor.new_empty(0) for tensor in inputs)
+        return loss, x.new_empty(0), y.new_empty(0), scale.new_empty(0), scale.new_empty(0)
     dscale = (x * dx).sum()  # every logit but the positives is linear in x
     found = dx.mul_(scale), dy.mul_(scale), dpositives, dscale
-    return loss, *(gradient.to(tensor.dtype) for gradient, tensor in zip(found, inputs, strict=True))
+    a, b, c, d = (gradient.to(tensor.dtype) for gradient, tensor in zip(found, inputs, strict=True))
+    return loss, a, b, c, d
 
 
 register_forward_gradient(_strips, _dense, tensors=4, options=1)

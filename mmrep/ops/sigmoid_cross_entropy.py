@@ -58,10 +58,11 @@ def _tiles(
             dx[tile.left].addmm_(gradient, y[tile.columns])
             dy[tile.columns].addmm_(gradient.T, x[tile.left])
     if not gradients:
-        return loss, *(tensor.new_empty(0) for tensor in inputs)
+        return loss, x.new_empty(0), y.new_empty(0), scale.new_empty(0), scale.new_empty(0)
     dscale = (x * dx).sum()  # every logit but for the bias is linear in x
     found = dx.mul_(scale), dy.mul_(scale), dscale, dbias
-    return loss, *(gradient.to(tensor.dtype) for gradient, tensor in zip(found, inputs, strict=True))
+    a, b, c, d = (gradient.to(tensor.dtype) for gradient, tensor in zip(found, inputs, strict=True))
+    return loss, a, b, c, d
 
 
 register_forward_gradient(_tiles, _dense, tensors=4, options=1)

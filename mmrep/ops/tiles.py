@@ -58,17 +58,14 @@ class Positives:
     def of(self, logits: Tensor, tile: Tile) -> Tensor:
         """Their entries in a tile's contiguous logits, as a view."""
         inside = self.inside(tile)
-        rest, columns = tile.rest.stop - tile.rest.start, logits.shape[1]
-
-        def place(sample: int) -> int:
-            row = (sample - tile.left.start) * rest + (self.offset + sample) * self.rest_stride - tile.rest.start
-            return row * columns + (self.offset + sample) * self.stride - tile.columns.start
-
-        count = inside.stop - inside.start
+        count, first = inside.stop - inside.start, inside.start
         if not count:
             return logits.flatten()[:0]
+        rest, columns = tile.rest.stop - tile.rest.start, logits.shape[1]
+        row = (first - tile.left.start) * rest + (self.offset + first) * self.rest_stride - tile.rest.start
+        place = row * columns + (self.offset + first) * self.stride - tile.columns.start
         step = (rest + self.rest_stride) * columns + self.stride
-        return logits.as_strided((count,), (step,), logits.storage_offset() + place(inside.start))
+        return logits.as_strided((count,), (step,), logits.storage_offset() + place)
 
 
 def tiles(left: int, rest: int, columns: int, device: torch.device) -> Iterator[Tile]:

@@ -48,7 +48,7 @@ def presence_everywhere(rank: int) -> tuple[dict[str, Tensor], int, int]:
     rows = {"x": rows_of(rank, 2), "y": rows_of(rank, 2)}
     present = {"x": torch.tensor([rank == 0, True]), "y": torch.tensor([True, rank == 1])}
     gathered = gather_embeddings(rows, present)
-    return gathered.present, gathered.offset, gathered.local
+    return gathered.present, gathered.offset, len(gathered.own["x"])
 
 
 def test_presence_travels_with_the_rows(pool2: GlooPool) -> None:
