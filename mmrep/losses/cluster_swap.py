@@ -207,17 +207,20 @@ class ClusterSwapLoss(Loss):
         owners = {teacher.modality: self.bank(teacher.modality, head) for teacher in teachers}
         codes = self._codes(assigning, owners, step)
         shared = not self.bank.owners
-        predictions: dict[str, Tensor] = {}
+        agreement: dict[str, tuple[Tensor, Tensor]] = {}
         for modality, prototypes in owners.items():
             owner = SHARED if shared else modality
-            if owner not in predictions:
-                scores = torch.stack([view.rows for view in views]) @ prototypes.T
-                predictions[owner] = (scores / self.temperature).log_softmax(dim=2)
+            if owner not in agreement:
+                scores = torch.stack([view.rows for view in views]) @ prototypes.T / self.temperature
+                mine = torch.tensor([shared or t.modality == modality for t in teachers], device=codes.device)
+                # Rows of codes sum to 1, so that no softmax is needed: cross-entropy is log-sum-exp minus mean logit.
+                predicted = torch.einsum("abk,vbk->avb", codes * mine[:, None, None], scores)
+                agreement[owner] = scores.logsumexp(dim=2), predicted
         terms = []
-        for code, teacher in zip(codes, teachers, strict=True):
-            entropy = -(code * predictions[SHARED if shared else teacher.modality]).sum(dim=2)
+        for number, teacher in enumerate(teachers):
+            total, predicted = agreement[SHARED if shared else teacher.modality]
             both = torch.stack([view.valid & teacher.valid for view in views])
-            terms.append((entropy * both).sum(dim=1))
+            terms.append(((total - predicted[number]) * both).sum(dim=1))
         sums = torch.stack(terms)
         losses = sums * (world_size() / together.clamp(min=1).to(sums.dtype))
         metrics = self.usage.measure(head, assigning, owners, codes, update=self.training)

@@ -178,9 +178,7 @@ def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     inputs = x, rest, y, scale, row_weights, column_weights, ctx.where, ctx.without_positives
     if torch.is_grad_enabled():  # the gradient is to be differentiated again: plain formulas
         wanted = [value for value in inputs[:4] if value is not None and value.requires_grad]
-        found = iter(
-            torch.autograd.grad(_dense(*inputs), wanted, grads[:3], create_graph=True)
-        )
+        found = iter(torch.autograd.grad(_dense(*inputs), wanted, grads[:3], create_graph=True))
         dx, drest, dy, dscale = (
             next(found) if value is not None and value.requires_grad else None for value in inputs[:4]
         )
