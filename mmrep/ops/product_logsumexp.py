@@ -183,9 +183,7 @@ def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
             next(found) if value is not None and value.requires_grad else None for value in inputs[:4]
         )
     else:
-        dx, drest, dy, dscale = _backward(
-            *inputs, ctx.where, ctx.without_positives, kept, shift, [rows, columns], list(grads[:3])
-        )
+        dx, drest, dy, dscale = _backward(*inputs, kept, shift, [rows, columns], list(grads[:3]))
         drest = None if rest is None else drest
     return dx, drest, dy, dscale, None, None, None, None, None
 

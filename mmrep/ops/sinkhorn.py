@@ -14,7 +14,7 @@ SAFE_RANGE = 50.0
 """Largest difference of two logits whose exponentials, times scaling vectors, stay in fp32: ``1.5 x 50 + log n < 87``."""
 
 Steps = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
-"""Log sums of columns under log scales of rows, log sums of rows under log scales of columns; codes under these of valid rows."""
+"""Log sums of columns under log scales of rows; of rows under those of columns; codes of valid rows under these."""
 
 
 @torch.no_grad()
