@@ -204,18 +204,23 @@ class ClusterSwapLoss(Loss):
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The terms ``l(a -> b)`` ``[A, V]`` on one set of prototypes, and what is worth a curve."""
-        owners = {teacher.modality: self.bank(teacher.modality, head) for teacher in teachers}
-        codes = self._codes(assigning, owners, step)
-        shared = not self.bank.owners
+        banks = {teacher.modality: self.bank(teacher.modality, head) / self.temperature for teacher in teachers}
+        shared, rows = not self.bank.owners, torch.stack([view.rows for view in views])
+        logits = {SHARED if shared else name: rows @ banks[name].T for name in list(banks)[: 1 if shared else None]}
+        places = {view.name: place for place, view in enumerate(views)}
+        own = [logits[SHARED if shared else t.modality][places[t.name]].detach() for t in teachers]
+        if self.codes != "own":
+            own = [view.rows @ banks[view.modality].T for view in assigning]
+        scores = torch.stack(own)
+        codes = self._codes(scores, assigning, banks, step)
         agreement: dict[str, tuple[Tensor, Tensor]] = {}
-        for modality, prototypes in owners.items():
-            owner = SHARED if shared else modality
-            if owner not in agreement:
-                scores = torch.stack([view.rows for view in views]) @ prototypes.T / self.temperature
-                mine = torch.tensor([shared or t.modality == modality for t in teachers], device=codes.device)
-                # Rows of codes sum to 1, so that no softmax is needed: cross-entropy is log-sum-exp minus mean logit.
-                predicted = torch.einsum("abk,vbk->avb", codes * mine[:, None, None], scores)
-                agreement[owner] = scores.logsumexp(dim=2), predicted
+        for owner, of_views in logits.items():
+            mine = codes
+            if not shared:
+                mask = torch.tensor([teacher.modality == owner for teacher in teachers], device=codes.device)
+                mine = codes * mask[:, None, None]
+            # Rows of codes sum to 1, so that no softmax is needed: cross-entropy is log-sum-exp minus mean logit.
+            agreement[owner] = of_views.logsumexp(dim=2), torch.einsum("abk,vbk->avb", mine, of_views)
         terms = []
         for number, teacher in enumerate(teachers):
             total, predicted = agreement[SHARED if shared else teacher.modality]
@@ -223,30 +228,37 @@ class ClusterSwapLoss(Loss):
             terms.append(((total - predicted[number]) * both).sum(dim=1))
         sums = torch.stack(terms)
         losses = sums * (world_size() / together.clamp(min=1).to(sums.dtype))
-        metrics = self.usage.measure(head, assigning, owners, codes, update=self.training)
+        metrics = self.usage.measure(head, assigning, scores, codes, update=self.training)
         if self.codes != "own":
             metrics.pop("code_agreement", None)  # joint codes agree by construction
         return losses, metrics
 
     @torch.no_grad()
-    def _codes(self, assigning: list[View], owners: Mapping[str, Tensor], step: int) -> Tensor:
-        """Codes ``[A, B, K]`` of this rank's rows, by Sinkhorn over all ranks and the queue."""
-        scores = torch.stack([view.rows @ owners[view.modality].T for view in assigning])
+    def _codes(self, logits: Tensor, assigning: list[View], banks: Mapping[str, Tensor], step: int) -> Tensor:
+        """Codes ``[A, B, K]`` of this rank's rows, by Sinkhorn over all ranks and the queue.
+
+        Args:
+            logits: ``[A, B, K]``: scores over the temperature.
+            assigning: Whose they are.
+            banks: Per modality, prototypes over the temperature.
+            step: Which step this is.
+        """
         valid = torch.stack([view.valid for view in assigning])
-        size = scores.shape[1]
+        size = logits.shape[1]
         if self.queue is not None and self.training and step >= self.queue_start:
             queue, full = self.queue, self.queue.full_views()
             ready = [view.name in full for view in assigning]
             if any(ready):
-                old = [queue.share(view.name, rank(), world_size()) @ owners[view.modality].T for view in assigning]
+                old = [queue.share(view.name, rank(), world_size()) @ banks[view.modality].T for view in assigning]
                 filled = torch.tensor(ready, device=valid.device)[:, None].expand(-1, len(old[0]))
-                scores, valid = torch.cat([scores, torch.stack(old)], dim=1), torch.cat([valid, filled], dim=1)
+                logits, valid = torch.cat([logits, torch.stack(old)], dim=1), torch.cat([valid, filled], dim=1)
         groups = {
             "view": None,
             "modality": [self.names.index(view.modality) for view in assigning],
             "union": [0] * len(assigning),
         }[self.marginals]
-        codes = sinkhorn(scores, valid, epsilon=self.epsilon, iterations=self.iterations, groups=groups)[:, :size]
+        epsilon = self.epsilon / self.temperature
+        codes = sinkhorn(logits, valid, epsilon=epsilon, iterations=self.iterations, groups=groups)[:, :size]
         if self.training and step < self.hard_steps:
             rounded = F.one_hot(codes.argmax(dim=2), codes.shape[2]).to(codes.dtype)
             codes = rounded * valid[:, :size, None]

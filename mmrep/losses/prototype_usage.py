@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,14 @@ class PrototypeUsage(nn.Module):
 
     @torch.no_grad()
     def measure(
-        self, head: int, assigning: Sequence[View], prototypes: Mapping[str, Tensor], codes: Tensor, *, update: bool
+        self, head: int, assigning: Sequence[View], scores: Tensor, codes: Tensor, *, update: bool
     ) -> dict[str, Tensor]:
         """Figures in [0, 1] of one set of prototypes over all ranks.
 
         Args:
             head: Which set.
             assigning: The A views that made codes.
-            prototypes: Per modality ``[K, D]``.
+            scores: ``[A, B, K]``: how near its rows are to each prototype.
             codes: ``[A, B, K]``.
             update: Whether the batch enters the average, of which the figures then are.
 
@@ -55,8 +55,8 @@ class PrototypeUsage(nn.Module):
         count, shared = codes.shape[2], not self.owners
         owners = [SHARED if shared else view.modality for view in assigning]
         used = {owner: codes.new_zeros(count) for owner in owners}
-        for owner, view in zip(owners, assigning, strict=True):
-            nearest = (view.rows @ prototypes[view.modality].T).argmax(dim=1)[view.valid]
+        for owner, view, near in zip(owners, assigning, scores, strict=True):
+            nearest = near.argmax(dim=1)[view.valid]
             used[owner] += nearest.bincount(minlength=count)
         totals = sum_over_ranks(torch.cat([*used.values(), self._sums(assigning, codes, shared)]))
         entropy, rows, agreeing, pairs = totals[-4:].clamp(min=0)

@@ -8,8 +8,8 @@ from torch import Tensor
 from mmrep.ops.forward_gradient import gradients_wanted, register_forward_gradient
 from mmrep.ops.paths import choose_path
 
-CPU_STRIP, GPU_STRIP = 2**20, 2**26
-"""Logits in memory at one time."""
+CPU_STRIP, GPU_STRIP, LEAST_HEIGHT = 2**20, 2**26, 256
+"""Logits in memory at one time, but no fewer rows than are fast."""
 
 
 def row_cross_entropy(
@@ -48,7 +48,7 @@ def _strips(
     x, y, positives, scale = (tensor.to(wide) for tensor in inputs)
     loss, dpositives = scale.new_zeros(()), torch.zeros_like(positives)
     dx, dy = (torch.zeros_like(side) if gradients else side.new_empty(0) for side in (x, y))
-    height = max(256, (GPU_STRIP if x.is_cuda else CPU_STRIP) // max(1, len(y)))
+    height = max(LEAST_HEIGHT, (GPU_STRIP if x.is_cuda else CPU_STRIP) // max(1, len(y)))
     buffer = x.new_empty(min(height, len(x)), len(y))
     for first in range(0, len(x), height):
         rows = slice(first, min(first + height, len(x)))
