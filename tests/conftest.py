@@ -34,6 +34,13 @@ def pool3() -> Iterator[GlooPool]:
 
 
 @pytest.fixture(scope="session")
+def pool4() -> Iterator[GlooPool]:
+    """Four gloo ranks."""
+    with GlooPool(4) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 48 + 20 + 20 samples with image, text and audio of six classes; read only."""
     return write_tiny_shards(tmp_path_factory.mktemp("tiny"))

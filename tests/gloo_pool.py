@@ -50,8 +50,11 @@ class GlooPool:
         results = []
         for rank, (_, connection) in enumerate(self._workers):
             if not connection.poll(timeout):
+                answers = [other.recv()[1] for _, other in self._workers if other.poll()]
                 self._restart()
-                raise TimeoutError(f"rank {rank} did not answer in {timeout} s: the ranks hang in a collective")
+                raise TimeoutError(
+                    f"rank {rank} did not answer in {timeout} s: the ranks hang in a collective; {answers}"
+                )
             failed, value = connection.recv()
             if failed:
                 self._restart()

@@ -23,6 +23,8 @@ PAIRS = ("all", "cross", "intra")
 PROTOTYPES = ("shared", "per_modality")
 CODES = ("own", "product", "mean")
 MARGINALS = ("view", "modality", "union")
+TIE = 1e-3
+"""Codes that differ by less, relatively, are equal when they are rounded to one prototype."""
 
 
 class ClusterSwapLoss(Loss):
@@ -260,7 +262,10 @@ class ClusterSwapLoss(Loss):
         epsilon = self.epsilon / self.temperature
         codes = sinkhorn(logits, valid, epsilon=epsilon, iterations=self.iterations, groups=groups)[:, :size]
         if self.training and step < self.hard_steps:
-            rounded = F.one_hot(codes.argmax(dim=2), codes.shape[2]).to(codes.dtype)
+            # Codes of a lone row are uniform but for rounding, which differs between ranks: the nearest prototype decides.
+            near = codes >= (1 - TIE) * codes.amax(dim=2, keepdim=True)
+            nearest = logits[:, :size].masked_fill(~near, -torch.inf).argmax(dim=2)
+            rounded = F.one_hot(nearest, codes.shape[2]).to(codes.dtype)
             codes = rounded * valid[:, :size, None]
         return codes
 

@@ -117,12 +117,12 @@ class GeometricLoss(ScaledLoss, RowLoss):
         if path.name != "tiled":
             return self._strip(own, tuples.mine.start, *others)
         columns, rest = [], []
-        for first in range(0, len(own), STRIP):
+        for first in range(0, max(1, len(own)), STRIP):
             strip = (own[first : first + STRIP], tuples.mine.start + first, *others)
             found = torch.utils.checkpoint.checkpoint(self._strip, *strip, use_reentrant=False)
             columns.append(found[0])
             rest.append(found[1])
-        return torch.stack(columns).logsumexp(dim=0), torch.stack(rest).sum()
+        return safe_logsumexp(torch.stack(columns), 0), torch.stack(rest).sum()
 
     def _strip(self, anchors: Tensor, offset: int, *others: Tensor) -> tuple[Tensor, Tensor]:
         logits = -self.scale * self.size(anchors, others)

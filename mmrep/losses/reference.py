@@ -80,7 +80,8 @@ def modality_pairwise(
 def volume(tuples: Tensor, epsilon: float) -> Tensor:
     """GRAM's volume (Cicchetti et al. 2025) of rows ``[..., M, D]``, its root and determinant kept off zero by epsilon."""
     gram = tuples @ tuples.mT + epsilon * torch.eye(tuples.shape[-2], dtype=tuples.dtype)
-    return (torch.linalg.det(gram).clamp(min=0) + epsilon).sqrt()
+    found: Tensor = (torch.linalg.det(gram).clamp(min=0) + epsilon).sqrt()
+    return found
 
 
 def twice_squared_area(tuples: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmrep.encoders.batch_norm import GatheredBatchNorm
 from mmrep.losses import ClusterSwapLoss, GRAMLoss, Loss
+from mmrep.ops import paths, tiles
 from mmrep.ops.gather import sum_over_ranks
 from tests.gloo_pool import GlooPool
 from tests.golden import cluster_swap as golden
@@ -81,9 +82,20 @@ def presence(pattern: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 def gradients(
-    name: str, steps: list[dict[str, Tensor]], present: dict[str, Tensor], distributed: bool
+    name: str, steps: list[dict[str, Tensor]], present: dict[str, Tensor], distributed: bool, way: str = "dense"
 ) -> dict[str, Tensor]:
     """Gradients and buffers after several calls, and the last loss: queues fill, shifts move on, no later call hangs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if way != "dense":  # as large batches go, over tiles of two
+            patch.setattr(paths, "DENSE_ENTRIES", -1)
+            patch.setattr(paths, "CACHE_BYTES", 2**40 if way == "cached" else -1)
+            patch.setattr(tiles, "CPU_TILE", 2)
+        return _gradients(name, steps, present, distributed)
+
+
+def _gradients(
+    name: str, steps: list[dict[str, Tensor]], present: dict[str, Tensor], distributed: bool
+) -> dict[str, Tensor]:
     torch.manual_seed(5)
     objective = Objective(LOSSES[name.removeprefix("bn+")](), batch_norm=name.startswith("bn+"))
     module = DistributedDataParallel(objective, broadcast_buffers=False) if distributed else objective
@@ -115,14 +127,41 @@ def split(tensors: dict[str, Tensor], sizes: tuple[int, ...]) -> list[dict[str, 
 def test_gradients_equal_one_process(
     name: str, views: int, sizes: tuple[int, ...], request: pytest.FixtureRequest
 ) -> None:
+    equal_one_process(name, views, sizes, "dense", request)
+
+
+@pytest.mark.parametrize("way", ["cached", "tiled"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if not name.startswith("swap")])
+@pytest.mark.parametrize("sizes", [(5, 3), (8, 0), (2, 3, 1, 2)])
+def test_so_do_those_of_tiles(name: str, way: str, sizes: tuple[int, ...], request: pytest.FixtureRequest) -> None:
+    """One process computes plainly, the ranks by tiles."""
+    views = VIEWS if name.startswith(WITH_VIEWS) else 1
+    equal_one_process(name, views, sizes, way, request, patterns=("complete", "sample", "rank"))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name.startswith("swap")])
+def test_four_ranks_swap_as_one(name: str, request: pytest.FixtureRequest) -> None:
+    equal_one_process(name, VIEWS if name.startswith(WITH_VIEWS) else 1, (2, 3, 1, 2), "dense", request)
+
+
+def equal_one_process(
+    name: str,
+    views: int,
+    sizes: tuple[int, ...],
+    way: str,
+    request: pytest.FixtureRequest,
+    patterns: tuple[str, ...] = PATTERNS,
+) -> None:
+    """The ranks' gradients, buffers and mean loss are those of the whole batch, whatever is missing."""
     pool: GlooPool = request.getfixturevalue(f"pool{len(sizes)}")
     shares = [split(inputs, sizes) for inputs in STEPS[views]]
-    for pattern in PATTERNS:
+    for pattern in patterns:
         present = presence(pattern, sizes)
         absent = tuple((key, int(number)) for key in NAMES for number in (~present[key]).nonzero())
         expected = dict(alone(name, views, absent))
         per_rank = [
-            (name, [share[rank] for share in shares], split(present, sizes)[rank], True) for rank in range(len(sizes))
+            (name, [share[rank] for share in shares], split(present, sizes)[rank], True, way)
+            for rank in range(len(sizes))
         ]
         results = pool.run(gradients, per_rank)
         value = torch.stack([result.pop("value") for result in results]).mean()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmrep.ops.gather import gather_embeddings, gather_rows, gather_stacked, row_counts, sum_over_ranks
+from mmrep.ops.gather import (
+    gather_embeddings,
+    gather_rows,
+    gather_stacked,
+    logsumexp_over_ranks,
+    row_counts,
+    sum_over_ranks,
+)
 from tests.gloo_pool import GlooPool
 
 
@@ -94,3 +101,52 @@ def test_a_selection_knows_which_rows_are_this_ranks(pool2: GlooPool) -> None:
         assert rows["x"].shape == (3, 2, 4) and rows["x"][:, 0, 0].tolist() == [1.5, 3.5, 5.5]
         assert rows["y"].shape == (3, 4) and rows["y"][:, 0].tolist() == [1, 3, 5]
         assert (mine, total) == (expected, 3)
+
+
+def stays_at_home(rank: int) -> tuple[list[str], dict[str, int], Tensor, Tensor]:
+    """x does not travel; y comes in bf16 and has a NaN on rank 1."""
+    x, y = rows_of(rank, 2 + rank).float(), rows_of(rank, 2 + rank).detach().to(torch.bfloat16).requires_grad_()
+    poisoned = torch.where(torch.tensor(rank == 1), torch.nan, x)
+    gathered = gather_embeddings({"x": poisoned, "y": y}, travelling=["y"])
+    gathered.rows["y"].sum().backward()
+    assert y.grad is not None
+    return list(gathered.rows), gathered.not_finite, gathered.rows["y"].detach(), y.grad
+
+
+def test_what_need_not_travel_stays_and_half_precision_is_widened_on_arrival(pool2: GlooPool) -> None:
+    expected = torch.cat([rows_of(rank, 2 + rank) for rank in range(2)]).detach().to(torch.bfloat16).float()
+    for names, not_finite, rows, gradient in pool2.run(stays_at_home, [(0,), (1,)]):
+        assert names == ["y"] and not_finite == {"x": 3, "y": 0}
+        assert rows.dtype == torch.float32 and torch.equal(rows, expected)
+        assert gradient.dtype == torch.bfloat16 and bool((gradient == 2).all())  # from both ranks
+
+
+def sums_over_ranks(rank: int, own: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    own = own.clone().requires_grad_()
+    first, second = logsumexp_over_ranks([own[:2], own[2:]])
+    both = torch.cat([first, second])
+    both.backward((weights * (rank + 1)).expand(2, -1).T[:, 0])  # strided
+    assert own.grad is not None
+    return both.detach(), own.grad
+
+
+def test_log_sum_exps_are_added_up_over_ranks_with_gradients_from_all(pool3: GlooPool) -> None:
+    """One rank has nothing to add to a column, and none has anything to add to the last."""
+    own = torch.randn(3, 5, dtype=torch.float64)
+    own[1, 3], own[:, 4] = -torch.inf, -torch.inf
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+    everyone = own.exp().sum(dim=0).log()
+    share = torch.where(own.isfinite(), (own - everyone).exp(), 0.0)
+    for rank, (total, gradient) in enumerate(pool3.run(sums_over_ranks, [(r, own[r], weights) for r in range(3)])):
+        assert torch.allclose(total, everyone) and torch.allclose(gradient, 6 * weights * share[rank])
+
+
+def test_one_process_adds_nothing_up() -> None:
+    columns = [torch.randn(3), torch.randn(2)]
+    assert all(a is b for a, b in zip(logsumexp_over_ranks(columns), columns, strict=True))
+
+
+def test_a_complete_selection_copies_nothing() -> None:
+    rows = {"x": torch.randn(4, 3), "y": torch.randn(4, 3)}
+    chosen = gather_embeddings(rows, {"x": torch.ones(4, dtype=torch.bool), "y": torch.arange(4) > 0}).select(["x"])
+    assert chosen.own["x"] is rows["x"] and chosen.rows["x"] is rows["x"] and chosen.mine == slice(0, 4)

@@ -1,12 +1,15 @@
-"""Sinkhorn-Knopp in the log domain: against the usual form, over uneven ranks, and where the usual form breaks."""
+"""Sinkhorn-Knopp: against the usual form, over uneven ranks, where the usual form breaks, and at the border of two ways."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from mmrep.ops.sinkhorn import sinkhorn
+from mmrep.ops import sinkhorn as module
+from mmrep.ops.sinkhorn import SAFE_RANGE, sinkhorn
 from tests.gloo_pool import GlooPool
 
 
@@ -53,6 +56,38 @@ def test_a_tiny_epsilon_breaks_the_linear_form_only() -> None:
         assert found.dtype == torch.float32 and bool(found.isfinite().all())
         assert torch.allclose(found.double(), codes_of(rounded.double(), epsilon=0.005), atol=1e-4)
     assert torch.allclose(codes_of(scores, epsilon=0.005).double(), exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [SAFE_RANGE - 0.01, SAFE_RANGE + 0.01])
+@pytest.mark.parametrize("offset", [0.0, -300.0, 300.0])
+def test_at_the_border_both_ways_equal_float64(width: float, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits at the ends of the range only: what scaling vectors can bear least, wherever the range lies."""
+    logits = torch.where(torch.rand(400, 300) < 0.5, 0.0, width)
+    logits[0], logits[:, 0] = 0.0, 0.0
+    logits[1], logits[:, 1] = width, width
+    scores = ((logits + offset) * 0.05)[None]
+    valid, taken = torch.ones(1, 400, dtype=torch.bool), []
+    for name in ("_by_scaling", "_in_logarithms"):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, f=function: taken.append(name) or f(*a))
+    found = sinkhorn(scores, valid, epsilon=0.05, iterations=3)
+    assert taken == ["_by_scaling" if width < SAFE_RANGE else "_in_logarithms"]
+    exact = module._in_logarithms(scores.double() / 0.05)
+    monkeypatch.setattr(module, "_steps", lambda *_: exact)
+    assert torch.allclose(found.double(), sinkhorn(scores.double(), valid, epsilon=0.05, iterations=3), atol=1e-4)
+    assert bool(found.isfinite().all()) and torch.allclose(found.sum(dim=2), torch.ones(1, 400), atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 6), st.floats(0.01, 1.0), st.integers(1, 4), st.integers(0, 999))
+def test_both_ways_agree(n: int, k: int, epsilon: float, iterations: int, seed: int) -> None:
+    scores, valid = scores_of(n, k, seed)[None], torch.rand(1, n) < 0.8
+    found = []
+    for safe_range in (0.0, torch.inf):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "SAFE_RANGE", safe_range)
+            found.append(sinkhorn(scores, valid, epsilon=epsilon, iterations=iterations))
+    assert torch.allclose(*found, rtol=0, atol=1e-12)
 
 
 def test_rows_that_are_not_valid_take_no_part() -> None:
