@@ -16,6 +16,9 @@ import torch
 from tests.gloo_pool import GlooPool
 from tests.tiny import write_tiny_shards
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; must be set before triton is imported
+
 torch.set_num_threads(1)  # a fork of a process that has used OpenMP threads hangs in the child
 
 

@@ -52,13 +52,15 @@ def product_logsumexp(
     Returns:
         ``[n R]``, ``[C]``, and the positives' logits ``[n]``, at least fp32.
     """
-    chosen = choose_path(len(x) * (1 if rest is None else len(rest)), len(y), x.dtype, terms=terms, path=path)
+    chosen = choose_path(
+        len(x) * (1 if rest is None else len(rest)), len(y), x.dtype, device=x.device, terms=terms, path=path
+    )
     where = [offset, 0 if rest is None else rest_stride, stride]
     weights = row_weights, column_weights
     if chosen.name == "dense":
         return _dense(x, rest, y, scale, *weights, where, without_positives)
-    kept = chosen.name == "cached"
-    rows, columns, positives, _, _ = _forward(x, rest, y, scale, *weights, where, without_positives, kept)
+    how = (where, without_positives, chosen.name == "cached", chosen.name == "triton")
+    rows, columns, positives, _, _ = _forward(x, rest, y, scale, *weights, *how)
     return rows, columns, positives
 
 
@@ -103,8 +105,14 @@ def _tile_pass(
     column_weights: Tensor | None,
     where: list[int],
     without_positives: bool,
+    triton: bool,
 ) -> TilePass:
-    return TilePass(x, rest, y, scale, row_weights, column_weights, Positives(*where), without_positives)
+    kind = TilePass
+    if triton:
+        from mmrep.ops.triton_tiles import TritonPass
+
+        kind = TritonPass
+    return kind(x, rest, y, scale, row_weights, column_weights, Positives(*where), without_positives)
 
 
 @torch.library.custom_op("mmrep::product_logsumexp", mutates_args=())
@@ -118,9 +126,10 @@ def _forward(
     where: list[int],
     without_positives: bool,
     keep: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows, columns, positives, the tiles that are kept, and the shift of the exponents."""
-    run = _tile_pass(x, rest, y, scale, row_weights, column_weights, where, without_positives)
+    run = _tile_pass(x, rest, y, scale, row_weights, column_weights, where, without_positives, triton)
     kept = x.new_empty(run.count * len(y) if keep else 0, dtype=run.wide)
     rows, columns, positives, shift = run.forward(kept)
     return rows, columns, positives, kept, shift
@@ -136,13 +145,14 @@ def _backward(
     column_weights: Tensor | None,
     where: list[int],
     without_positives: bool,
+    triton: bool,
     kept: Tensor,
     shift: Tensor,
     sums: list[Tensor],
     grads: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, rest (empty where there is none), y and scale, in their types."""
-    run = _tile_pass(x, rest, y, scale, row_weights, column_weights, where, without_positives)
+    run = _tile_pass(x, rest, y, scale, row_weights, column_weights, where, without_positives, triton)
     dx, drest, dy, dscale = run.backward(kept, shift, (sums[0], sums[1]), (grads[0], grads[1], grads[2]))
     drest = x.new_empty(0) if drest is None or rest is None else drest.to(rest.dtype)
     return dx.to(x.dtype), drest, dy.to(y.dtype), dscale.to(scale.dtype)
@@ -150,7 +160,16 @@ def _backward(
 
 @_forward.register_fake
 def _fake_forward(
-    x: Tensor, rest: Tensor | None, y: Tensor, scale: Tensor, a: Any, w: Any, where: Any, without: Any, keep: bool
+    x: Tensor,
+    rest: Tensor | None,
+    y: Tensor,
+    scale: Tensor,
+    a: Any,
+    w: Any,
+    where: Any,
+    without: Any,
+    keep: bool,
+    triton: bool,
 ) -> tuple[Tensor, ...]:
     rows = len(x) * (1 if rest is None else len(rest))
     sizes = (rows,), (len(y),), (len(x),), (rows * len(y) if keep else 0,), ()
@@ -167,7 +186,7 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, rest, y, scale, row_weights, column_weights, ctx.where, ctx.without_positives, _ = inputs
+    x, rest, y, scale, row_weights, column_weights, ctx.where, ctx.without_positives, _, ctx.triton = inputs
     rows, columns, _, kept, shift = output
     ctx.mark_non_differentiable(kept, shift)
     ctx.save_for_backward(x, rest, y, scale, row_weights, column_weights, rows, columns, kept, shift)
@@ -183,9 +202,9 @@ def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
             next(found) if value is not None and value.requires_grad else None for value in inputs[:4]
         )
     else:
-        dx, drest, dy, dscale = _backward(*inputs, kept, shift, [rows, columns], list(grads[:3]))
+        dx, drest, dy, dscale = _backward(*inputs, ctx.triton, kept, shift, [rows, columns], list(grads[:3]))
         drest = None if rest is None else drest
-    return dx, drest, dy, dscale, None, None, None, None, None
+    return dx, drest, dy, dscale, None, None, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)

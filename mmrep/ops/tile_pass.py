@@ -78,13 +78,8 @@ class TilePass:
     def _sums(self, kept: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         rows, columns, positives = (kept.new_zeros(n) for n in (self.count, len(self.y), len(self.x)))
         shifted = bool(shift > 0)
-        for tile, logits in self._logits(kept, positives):
-            exponentials = (logits.sub_(shift) if shifted else logits).exp_()
-            if self.without_positives:
-                self.positives.of(exponentials, tile).zero_()
-            row_weights, column_weights = self._weights(tile)
-            rows[self._flat(tile)] += exponentials @ column_weights
-            columns[tile.columns] += exponentials.T @ row_weights
+        for tile, room in self._rooms(kept):
+            self._add_sums(tile, room, shift if shifted else None, (rows, columns), positives)
         sums = torch.cat([rows, columns])
         fine = sums.isfinite() & (sums >= LEAST_SUM * max(1, self.count, len(self.y)))
         if not shifted:
@@ -93,10 +88,23 @@ class TilePass:
             return None
         return rows.log() + shift, columns.log() + shift, positives
 
+    def _add_sums(
+        self, tile: Tile, room: Tensor, shift: Tensor | None, sums: tuple[Tensor, Tensor], positives: Tensor
+    ) -> None:
+        """Add a tile to the sums of rows and columns, leave its exponentials in its room, take its positives down."""
+        logits = self._logits(tile, room, positives)
+        exponentials = (logits if shift is None else logits.sub_(shift)).exp_()
+        if self.without_positives:
+            self.positives.of(exponentials, tile).zero_()
+        row_weights, column_weights = self._weights(tile)
+        sums[0][self._flat(tile)] += exponentials @ column_weights
+        sums[1][tile.columns] += exponentials.T @ row_weights
+
     def _safe_sums(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = (kept.new_full((n,), -torch.inf) for n in (self.count, len(self.y)))
         positives = kept.new_zeros(len(self.x))
-        for tile, logits in self._logits(kept, positives):
+        for tile, room in self._rooms(kept):
+            logits = self._logits(tile, room, positives)
             if self.without_positives:
                 self.positives.of(logits, tile).fill_(-torch.inf)
             row_weights, column_weights = self._weights(tile)
@@ -130,32 +138,39 @@ class TilePass:
         self, kept: Tensor, shift: Tensor, sums: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor, Tensor]
     ) -> Iterator[tuple[Tile, Tensor, Tensor]]:
         """The tiles with their rows and the gradients of their logits."""
-        safe, done = bool(shift.isnan()), 0
+        safe = bool(shift.isnan())
         # Where a sum is over nothing, nothing flows.
         u, v = (torch.where(total.isfinite(), grad, 0.0) for total, grad in zip(sums, grads[:2], strict=True))
         if not safe:
             u, v = (g * torch.where(s.isfinite(), shift - s, 0.0).exp() for g, s in zip((u, v), sums, strict=True))
-        for tile in self.tiles:
+        for tile, room in self._rooms(kept):
             rows = self._rows(tile)
-            if len(kept):
-                values = kept[done : done + math.prod(tile.shape)].view(tile.shape)
-                done += values.numel()
-            else:
-                values = self._tile_logits(rows, tile, self._buffer("logits", tile.shape))
-                values = values if safe else values.sub_(shift).exp_()
-            gradient = self._buffer("gradient", tile.shape)
             if safe:
-                self._safe_gradient(tile, values, sums, (u, v), gradient)
+                logits = room if len(kept) else self._tile_logits(rows, tile, room)
+                gradient = self._safe_gradient(tile, logits, sums, (u, v), grads[2])
+            elif len(kept):
+                gradient = self._finish(tile, self._mix(tile, u, v).mul_(room), grads[2])
             else:
-                self._mix(tile, u, v, gradient).mul_(values)
-            own, inside = self.positives.of(gradient, tile), self.positives.inside(tile)
-            if self.without_positives:
-                own.zero_()
-            own += grads[2][inside]
+                gradient = self._gradient(tile, rows, shift, (u, v), grads[2])
             yield tile, rows, gradient
 
-    def _mix(self, tile: Tile, u: Tensor, v: Tensor, out: Tensor) -> Tensor:
+    def _gradient(
+        self, tile: Tile, rows: Tensor, shift: Tensor, sides: tuple[Tensor, Tensor], positives: Tensor
+    ) -> Tensor:
+        """Of a tile's logits, which are made again: ``exp(L - shift) (u w + a v)``, and the positives' own."""
+        logits = self._tile_logits(rows, tile, self._buffer("logits", tile.shape))
+        return self._finish(tile, self._mix(tile, *sides).mul_(logits.sub_(shift).exp_()), positives)
+
+    def _finish(self, tile: Tile, gradient: Tensor, positives: Tensor) -> Tensor:
+        own = self.positives.of(gradient, tile)
+        if self.without_positives:
+            own.zero_()
+        own += positives[self.positives.inside(tile)]
+        return gradient
+
+    def _mix(self, tile: Tile, u: Tensor, v: Tensor) -> Tensor:
         """``u_p w_c + a_p v_c``."""
+        out = self._buffer("gradient", tile.shape)
         left, right = u[self._flat(tile)][:, None], v[tile.columns][None]
         if self.row_weights is None and self.column_weights is None:
             return torch.add(left, right, out=out)
@@ -163,15 +178,17 @@ class TilePass:
         return torch.mul(left, column_weights[None], out=out).addcmul_(row_weights[:, None], right)
 
     def _safe_gradient(
-        self, tile: Tile, logits: Tensor, sums: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor], out: Tensor
-    ) -> None:
+        self, tile: Tile, logits: Tensor, sums: tuple[Tensor, Tensor], sides: tuple[Tensor, Tensor], positives: Tensor
+    ) -> Tensor:
         row_weights, column_weights = self._weights(tile)
         flat, part = self._flat(tile), tile.columns
-        u, v = grads[0][flat], grads[1][part]
+        u, v = sides[0][flat], sides[1][part]
+        out = self._buffer("gradient", tile.shape)
         rows, columns = (torch.where(total.isfinite(), total, 0.0) for total in (sums[0][flat], sums[1][part]))
         torch.sub(logits, rows[:, None], out=out).add_(column_weights.log()).exp_().mul_(u[:, None])
         other = torch.sub(logits, columns, out=self._buffer("other", tile.shape))
         out.addcmul_(other.add_(row_weights.log()[:, None]).exp_(), v)
+        return self._finish(tile, out, positives)
 
     def _add_left(self, tile: Tile, gradient: Tensor, dx: Tensor, drest: Tensor | None) -> None:
         """Add the gradient of a tile's rows to those of their factors, still without the scale."""
@@ -187,18 +204,21 @@ class TilePass:
             drest[tile.rest].addcmul_(one, row)
         dx[tile.left] += drows.mul_(rest).sum(dim=1)
 
-    def _logits(self, kept: Tensor, positives: Tensor) -> Iterator[tuple[Tile, Tensor]]:
-        """The tiles with their logits, in the room where they are kept, or in one buffer; takes the positives down."""
+    def _rooms(self, kept: Tensor) -> Iterator[tuple[Tile, Tensor]]:
+        """The tiles with the room of their entries: where they are kept, or one buffer for all."""
         done = 0
         for tile in self.tiles:
             if len(kept):
-                out = kept[done : done + math.prod(tile.shape)].view(tile.shape)
-                done += out.numel()
+                yield tile, kept[done : done + math.prod(tile.shape)].view(tile.shape)
+                done += math.prod(tile.shape)
             else:
-                out = self._buffer("logits", tile.shape)
-            logits = self._tile_logits(self._rows(tile), tile, out)
-            positives[self.positives.inside(tile)] = self.positives.of(logits, tile)
-            yield tile, logits
+                yield tile, self._buffer("logits", tile.shape)
+
+    def _logits(self, tile: Tile, room: Tensor, positives: Tensor) -> Tensor:
+        """A tile's logits, in its room; takes the positives down."""
+        logits = self._tile_logits(self._rows(tile), tile, room)
+        positives[self.positives.inside(tile)] = self.positives.of(logits, tile)
+        return logits
 
     def _tile_logits(self, rows: Tensor, tile: Tile, out: Tensor) -> Tensor:
         """``[p, c]``, scaled in fp32 after the product."""

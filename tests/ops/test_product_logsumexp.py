@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmrep.ops import paths, tile_pass, tiles
+from mmrep.ops import tile_pass, tiles
 from mmrep.ops.paths import choose_path
 from mmrep.ops.product_logsumexp import _forward, product_logsumexp
 
+PATHS = ("dense", "cached", "tiled")
 SAFE = {"fast": 1e-30, "safe": math.inf}
 """Least sums: with the second, none is large enough, and every tile gets its own maximum."""
 
@@ -63,7 +64,7 @@ def literal(x: Tensor, y: Tensor, scale: Tensor, rest: Tensor | None = None, **h
 
 
 @pytest.mark.parametrize("mode", SAFE)
-@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("tile", [1, 2, 3, 5, 1024])
 @pytest.mark.parametrize("rests", [0, 3, 6])
 def test_equals_its_definition(rests: int, tile: int, path: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,7 @@ def test_equals_its_definition(rests: int, tile: int, path: str, mode: str, monk
 
 
 @pytest.mark.parametrize("mode", SAFE)
-@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("rests", [0, 3])
 def test_gradcheck_twice(rests: int, path: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "CPU_TILE", 2)
@@ -98,7 +99,7 @@ def test_gradcheck_twice(rests: int, path: str, mode: str, monkeypatch: pytest.M
         assert torch.autograd.gradgradcheck(run, tuple(given_.values()))
 
 
-@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("path", PATHS)
 def test_no_rows_and_absent_ones_give_minus_infinity_without_a_gradient(path: str) -> None:
     y = torch.randn(5, 3, requires_grad=True)
     empty = torch.zeros(0, 3, requires_grad=True)
@@ -145,7 +146,7 @@ def test_extreme_batches_in_fp32(batch: str, path: str) -> None:
 
 
 def shift_of(x: Tensor, y: Tensor, scale: float) -> float:
-    return float(_forward(x, None, y, torch.tensor(scale), None, None, [0, 0, 1], False, False)[4])
+    return float(_forward(x, None, y, torch.tensor(scale), None, None, [0, 0, 1], False, False, False)[4])
 
 
 def test_the_fast_way_is_left_only_where_its_range_ends() -> None:
@@ -170,7 +171,7 @@ def test_fast_and_safe_agree(n: int, more: int, offset: int, scale: float, seed:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("path", PATHS)
 def test_half_precision_is_exact_but_for_its_rows(path: str, dtype: torch.dtype) -> None:
     """Logits of bf16, as autocast of a product gives them, are off by a percent here."""
     x, y = (F.normalize(torch.randn(300, 64), dim=1).to(dtype).requires_grad_() for _ in range(2))
@@ -204,7 +205,7 @@ def test_two_runs_are_equal_to_the_bit(path: str, monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("rests", [0, 6])
 def test_compiles_into_one_graph(path: str, rests: int) -> None:
     given_, names = inputs(4, rests, 7, dtype=torch.float32), ("x", "y", "scale", "rest")
@@ -224,7 +225,18 @@ def test_compiles_into_one_graph(path: str, rests: int) -> None:
 def test_the_operation_keeps_pytorchs_rules(rests: int) -> None:
     """Schema, fake kernel, autograd registration."""
     given_ = inputs(4, rests, 7)
-    arguments = (given_["x"], given_.get("rest"), given_["y"], given_["scale"], None, None, [0, 1, 1], False, True)
+    arguments = (
+        given_["x"],
+        given_.get("rest"),
+        given_["y"],
+        given_["scale"],
+        None,
+        None,
+        [0, 1, 1],
+        False,
+        True,
+        False,
+    )
     torch.library.opcheck(_forward, arguments)
 
 
