@@ -251,6 +251,7 @@ def test_the_path_can_be_asked() -> None:
 
 
 MEMORY = """
+import sys
 import torch
 from benchmarks.measure import peak_growth
 from mmrep.ops.product_logsumexp import product_logsumexp
@@ -258,20 +259,22 @@ from mmrep.ops.product_logsumexp import product_logsumexp
 torch.set_num_threads(1)
 
 def step(n):
-    x, y = (torch.randn(n, 64, requires_grad=True) for _ in range(2))
+    x, y = (torch.randn(n, 128, requires_grad=True) for _ in range(2))
     scale = torch.tensor(0.1)
     def run():
         rows, columns, positives = product_logsumexp(x, y, scale, path="tiled")
         (rows + columns - positives).sum().backward()
     return run
 
-print(*(peak_growth(step(2000), step(n)) for n in (4096, 8192, 16384)))
+print(peak_growth(step(300), step(int(sys.argv[1]))))
 """
 
 
 def test_memory_is_linear_in_the_batch() -> None:
-    """In a process of its own: the growth of the peak of resident memory, from 4,096 to 16,384 rows."""
-    found = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
-    small, _, large = (int(size) for size in found.stdout.split())
+    """In processes of their own: the growth of the peak of resident memory, from 4,096 to 16,384 rows."""
+    command = [sys.executable, "-c", MEMORY]
+    small, large = (
+        int(subprocess.run([*command, n], check=True, capture_output=True, text=True).stdout) for n in ("4096", "16384")
+    )
     assert large < 16384 * 16384 * 4 / 10  # nowhere near the logits
     assert math.log(large / small) / math.log(4) <= 1.15

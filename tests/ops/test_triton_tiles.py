@@ -56,7 +56,7 @@ def test_equal_to_pytorchs_tiles(rests: int, tile: int, monkeypatch: pytest.Monk
         for ours, right in zip(results("triton", sides, **how), results("tiled", sides, **how), strict=True):
             assert torch.equal(ours.isinf(), right.isinf())
             ours, right = (part.masked_fill(part.isinf(), 0.0) for part in (ours, right))
-            assert float((ours - right).norm()) <= 3e-6 * max(1.0, float(right.norm()))
+            assert float((ours - right).norm()) <= 1e-5 * max(1.0, float(right.norm()))
 
 
 def test_what_leaves_the_range_goes_the_safe_way() -> None:
