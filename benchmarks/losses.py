@@ -145,8 +145,8 @@ def open_clip_of_rank(n: int, total: int, d: int) -> Step:
     return step([x, y, all_x, all_y, scale], loss)
 
 
-def symile(negatives: str, m: int, n: int, d: int) -> Step:
-    return of_loss(SymileLoss(negatives=negatives, init_logit_scale=2.0), rows(m, n, d))
+def symile(negatives: str, m: int, n: int, d: int, path: str | None = None) -> Step:
+    return of_loss(SymileLoss(negatives=negatives, init_logit_scale=2.0), rows(m, n, d), path)
 
 
 def symile_package(sampling: str, m: int, n: int, d: int) -> Step:
@@ -218,11 +218,14 @@ CASES = {
     ),
     "CLIP N=128 D=512": Case(lambda: clip(128, 512), lambda: open_clip(128, 512), OPEN_CLIP),
     "SigLIP N=4096 D=512": Case(lambda: siglip(4096, 512), lambda: open_siglip(4096, 512), OPEN_CLIP),
-    "Symile all, M=3 N=256 D=512": Case(
-        lambda: symile("all", 3, 256, 512), lambda: symile_package("n_squared", 3, 256, 512), PACKAGE
+    "Symile all, M=3 N=256 D=512, tiled": Case(
+        lambda: symile("all", 3, 256, 512, "tiled"), lambda: symile_package("n_squared", 3, 256, 512), PACKAGE
     ),
-    "Symile all, M=3 N=256 D=512, floor": Case(
-        lambda: symile("all", 3, 256, 512), lambda: floor(4, 256, 256, 512, blocks=256), FLOOR4
+    "Symile all, M=3 N=256 D=512, cached": Case(
+        lambda: symile("all", 3, 256, 512, "cached"), lambda: symile_package("n_squared", 3, 256, 512), PACKAGE
+    ),
+    "Symile all, M=3 N=256 D=512, tiled, floor": Case(
+        lambda: symile("all", 3, 256, 512, "tiled"), lambda: floor(4, 256, 256, 512, blocks=256), FLOOR4
     ),
     "Symile all, M=3 N=512 D=256": Case(
         lambda: symile("all", 3, 512, 256), lambda: symile_package("n_squared", 3, 512, 256), PACKAGE
@@ -250,8 +253,9 @@ TIMES: dict[str, Limits] = {
     "CLIP of a rank, n=1024 N=8192 D=512": (0.60, 0.36),
     "CLIP N=128 D=512": (None, None),
     "SigLIP N=4096 D=512": (None, None),
-    "Symile all, M=3 N=256 D=512": (1 / 3.8, None),
-    "Symile all, M=3 N=256 D=512, floor": (None, 1.0),
+    "Symile all, M=3 N=256 D=512, tiled": (1 / 3.8, None),
+    "Symile all, M=3 N=256 D=512, cached": (1 / 3.8, None),
+    "Symile all, M=3 N=256 D=512, tiled, floor": (None, 1.0),
     "Symile all, M=3 N=512 D=256": (1 / 4.5, 1 / 5.7),
     "Symile all, M=3 N=512 D=256, floor": (None, 1.0),
     "Symile all, M=4 N=48 D=128": (1 / 8, 1 / 12),
@@ -263,7 +267,7 @@ TIMES: dict[str, Limits] = {
 
 MEMORY: dict[str, Limits] = {
     "CLIP N=16384 D=512": (1 / 20, 1 / 30),
-    "Symile all, M=3 N=256 D=512": (1 / 50, None),
+    "Symile all, M=3 N=256 D=512, tiled": (1 / 50, None),
     "Symile all, M=3 N=512 D=256": (1 / 200, None),
     "Symile shuffled, M=3 N=4096 D=512": (1 / 3, None),
 }

@@ -213,8 +213,7 @@ class RowLoss(Loss):
         gathered = gather_embeddings(rows, present, self.travelling(list(rows)))
         check_finite(gathered, list(embeddings))
         output = _mean([objective(gathered.view(number)) for number in range(views)])
-        tensors = [*gathered.own.values(), *gathered.rows.values(), *self.parameters()]
-        output.loss = output.loss + connected_zero(tensors)
+        output.loss = output.loss + connected_zero([*gathered.tensors(), *self.parameters()])
         return output
 
     def prepare(self, rows: dict[str, Tensor], present: Presence | None) -> tuple[dict[str, Tensor], Presence | None]:

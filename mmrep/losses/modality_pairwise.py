@@ -98,7 +98,7 @@ class ModalityPairwiseLoss(ScaledLoss):
         check_finite(gathered, list(embeddings))
         selections = {pair: both for pair in pairs if (both := gathered.select(pair)).total}
         terms = {pair: term for pair, term in self._terms(selections, views).items() if weights[pair]}
-        loss = connected_zero([*gathered.own.values(), *gathered.rows.values(), *self.parameters()])
+        loss = connected_zero([*gathered.tensors(), *self.parameters()])
         loss = loss + weighted_sum(terms, weights, loss) / sum(weights.values())
         parts = {f"{a}-{b}": term.detach() for (a, b), term in terms.items()}
         return LossOutput(loss, parts, {"logit_scale": self.scale.detach()})

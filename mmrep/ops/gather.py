@@ -207,6 +207,11 @@ class Gathered:
         }
         return Selection(own, rows, slice(before, before + here), total, self.views)
 
+    def tensors(self) -> list[Tensor]:
+        """All rows that have gradients, each once."""
+        travelled = [rows for name, rows in self.rows.items() if rows is not self.own[name]]
+        return [*self.own.values(), *travelled]
+
     def view(self, number: int) -> Gathered:
         """View ``number`` of every modality, as rows ``[N, D]``; a modality with one view lends it to all."""
 
@@ -259,7 +264,8 @@ def gather_embeddings(
 
 def _flags(name: str, rows: Tensor, present: Mapping[str, Tensor] | None) -> Tensor:
     """What every rank must know of this rank's samples, a byte each."""
-    finite = rows.detach().isfinite().flatten(1).all(dim=1).to(torch.uint8) * FINITE
+    nothing = (rows.detach() * 0).flatten(1).sum(dim=1)  # NaN where a number is NaN or infinite; faster than isfinite
+    finite = (nothing == 0).to(torch.uint8) * FINITE
     return finite + (PRESENT if present is None else present[name].to(torch.uint8) * PRESENT)
 
 
