@@ -26,9 +26,11 @@ def shuffled_loss(tuples: Selection, scale: Tensor, permutations: Permutations) 
     positives = scale * elementwise_product(list(tuples.own.values())).sum(dim=-1)
     sums = {}
     for anchor, own in tuples.own.items():
-        others = [rows[permutations[anchor][name]] for name, rows in tuples.rows.items() if name != anchor]
-        columns = elementwise_product(others)
-        sums[anchor] = row_cross_entropy(own, columns, positives, scale, offset=tuples.mine.start)
+        (first, order), *others = permutations[anchor].items()
+        # The columns may stand in any order: in that of the first modality, its rows need not be copied.
+        back = order.argsort()
+        columns = elementwise_product([tuples.rows[first], *(tuples.rows[name][p[back]] for name, p in others)])
+        sums[anchor] = row_cross_entropy(own, columns, positives, scale, order[tuples.mine])
     return sums
 
 

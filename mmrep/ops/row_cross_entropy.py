@@ -13,34 +13,33 @@ CPU_STRIP, GPU_STRIP, LEAST_HEIGHT = 2**20, 2**26, 256
 
 
 def row_cross_entropy(
-    x: Tensor, y: Tensor, positives: Tensor, scale: Tensor, *, offset: int = 0, path: str | None = None
+    x: Tensor, y: Tensor, positives: Tensor, scale: Tensor, places: Tensor, *, path: str | None = None
 ) -> Tensor:
-    """``sum_i [ log( exp p_i + sum_{j != offset + i} exp s x_i.y_j ) - p_i ]``, in memory linear in rows and columns.
+    """``sum_i [ log( exp p_i + sum_{j != place_i} exp s x_i.y_j ) - p_i ]``, in memory linear in rows and columns.
 
     Args:
         x: ``[n, D]``.
-        y: ``[N, D]``, what each row is compared with but for column ``offset + i``.
+        y: ``[N, D]``, what each row is compared with, but for one column.
         positives: ``[n]``: p, the logits that stand there instead.
         scale: s, a scalar.
-        offset: See ``y``.
+        places: ``[n]``, which column that is.
         path: See `choose_path`; ``cached`` is as ``tiled``, there is nothing to keep.
     """
     if choose_path(len(x), len(y), x.dtype, path=path).name == "dense":
-        return _dense(x, y, positives, scale, offset)
-    loss: Tensor = _strips(x, y, positives, scale, offset, gradients_wanted(x, y, positives, scale))[0]
+        return _dense(x, y, positives, scale, places)
+    loss: Tensor = _strips(x, y, positives, scale, places, gradients_wanted(x, y, positives, scale))[0]
     return loss
 
 
-def _dense(x: Tensor, y: Tensor, positives: Tensor, scale: Tensor, offset: int) -> Tensor:
+def _dense(x: Tensor, y: Tensor, positives: Tensor, scale: Tensor, places: Tensor) -> Tensor:
     x, y, positives, scale = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y, positives, scale))
-    places = torch.arange(offset, offset + len(x), device=x.device)
     logits = (scale * (x @ y.T)).scatter(1, places[:, None], positives[:, None])
     return (logits.logsumexp(dim=1) - positives).sum()
 
 
 @torch.library.custom_op("mmrep::row_cross_entropy", mutates_args=())
 def _strips(
-    x: Tensor, y: Tensor, positives: Tensor, scale: Tensor, offset: int, gradients: bool
+    x: Tensor, y: Tensor, positives: Tensor, scale: Tensor, places: Tensor, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Strips of rows against all columns; their softmax is whole, so that its gradient can be made at once."""
     inputs = (x, y, positives, scale)
@@ -53,15 +52,15 @@ def _strips(
     for first in range(0, len(x), height):
         rows = slice(first, min(first + height, len(x)))
         logits = torch.mm(x[rows], y.T, out=buffer[: rows.stop - first]).mul_(scale)
-        own = logits[:, offset + first : offset + rows.stop].diagonal()
-        own.copy_(positives[rows])
+        own = places[rows, None]
+        logits.scatter_(1, own, positives[rows, None])
         highest = logits.amax(dim=1, keepdim=True)
         sums = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)
         loss += (sums.log() + highest)[:, 0].sub(positives[rows]).sum()
         if gradients:
             logits.div_(sums)
-            dpositives[rows] = own - 1
-            own.zero_()
+            dpositives[rows] = logits.gather(1, own)[:, 0] - 1
+            logits.scatter_(1, own, 0.0)
             torch.mm(logits, y, out=dx[rows])
             dy.addmm_(logits.T, x[rows])
     if not gradients:

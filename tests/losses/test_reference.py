@@ -19,10 +19,11 @@ from mmrep.losses import (
     PairwiseCLIPLoss,
     SymileLoss,
     TriangleLoss,
+    geometric,
     reference,
 )
 from mmrep.losses.confu import _fused
-from mmrep.ops import paths, tiles
+from mmrep.ops import paths, row_cross_entropy, tiles
 from tests.losses.cases import NAMES, random_presence, unit_rows
 
 N, DIM, VIEWS = 11, 6, 2
@@ -128,6 +129,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(paths, "DENSE_ENTRIES", dense)
     monkeypatch.setattr(paths, "CACHE_BYTES", cache)
     monkeypatch.setattr(tiles, "CPU_TILE", 4)
+    monkeypatch.setattr(geometric, "STRIP", 4)
+    monkeypatch.setattr(row_cross_entropy, "CPU_STRIP", 4)
+    monkeypatch.setattr(row_cross_entropy, "LEAST_HEIGHT", 4)
     return request.param
 
 

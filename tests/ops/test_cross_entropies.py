@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +12,7 @@ from mmrep.ops import tiles
 from mmrep.ops.row_cross_entropy import _strips, row_cross_entropy
 from mmrep.ops.sigmoid_cross_entropy import _tiles, sigmoid_cross_entropy
 
-Kernel = Callable[..., Tensor]
-KERNELS: dict[str, Kernel] = {"row": row_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+KERNELS = ("row", "sigmoid")
 
 
 def arguments(kernel: str, n: int, columns: int, dtype: torch.dtype = torch.float64, d: int = 3) -> list[Tensor]:
@@ -24,6 +21,13 @@ def arguments(kernel: str, n: int, columns: int, dtype: torch.dtype = torch.floa
     if kernel == "row":
         return [x, y, torch.randn(n, dtype=dtype, requires_grad=True), scale]
     return [x, y, scale, torch.tensor(-2.0, dtype=dtype, requires_grad=True)]
+
+
+def call(kernel: str, *values: Tensor, offset: int = 0, path: str | None = None) -> Tensor:
+    """A kernel whose positives stand on a diagonal."""
+    if kernel == "row":
+        return row_cross_entropy(*values, torch.arange(offset, offset + len(values[0])), path=path)
+    return sigmoid_cross_entropy(*values, offset=offset, path=path)
 
 
 def literal(kernel: str, offset: int, x: Tensor, y: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
@@ -54,7 +58,7 @@ def test_equals_its_definition_twice_differentiable(kernel: str, path: str, offs
     values = arguments(kernel, 5, 8)
 
     def run(*inputs: Tensor) -> Tensor:
-        return KERNELS[kernel](*inputs, offset=offset, path=path)
+        return call(kernel, *inputs, offset=offset, path=path)
 
     found, wanted = run(*values), literal(kernel, offset, *values)
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
@@ -69,7 +73,7 @@ def test_equals_its_definition_twice_differentiable(kernel: str, path: str, offs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tiles_equal_the_plain_formula_in_fp32_arithmetic(kernel: str, dtype: torch.dtype) -> None:
     values = arguments(kernel, 50, 70, dtype, d=16)
-    results = [KERNELS[kernel](*values, offset=7, path=path) for path in ("dense", "tiled")]
+    results = [call(kernel, *values, offset=7, path=path) for path in ("dense", "tiled")]
     assert results[1].dtype == torch.float32
     assert float(results[1].detach()) == pytest.approx(float(results[0].detach()), rel=2e-6)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-2
@@ -81,18 +85,19 @@ def test_tiles_equal_the_plain_formula_in_fp32_arithmetic(kernel: str, dtype: to
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_without_gradients_none_are_made(kernel: str) -> None:
     values = arguments(kernel, 5, 8)
-    operation = _strips if kernel == "row" else _tiles
-    assert all(part.numel() == 0 for part in operation(*[value.detach() for value in values], 0, False)[1:])
+    quiet_values = [value.detach() for value in values]
+    parts = _strips(*quiet_values, torch.arange(5), False) if kernel == "row" else _tiles(*quiet_values, 0, False)
+    assert all(part.numel() == 0 for part in parts[1:])
     with torch.no_grad():
-        quiet = KERNELS[kernel](*values, path="tiled")
-    assert not quiet.requires_grad and torch.equal(quiet, KERNELS[kernel](*values, path="tiled").detach())
+        quiet = call(kernel, *values, path="tiled")
+    assert not quiet.requires_grad and torch.equal(quiet, call(kernel, *values, path="tiled").detach())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_row_at_all_is_zero(kernel: str) -> None:
     for path in ("dense", "tiled"):
         values = arguments(kernel, 0, 8)
-        loss = KERNELS[kernel](*values, offset=3, path=path)
+        loss = call(kernel, *values, offset=3, path=path)
         loss.backward()
         assert float(loss.detach()) == 0.0 and all(v.grad is not None and not v.grad.any() for v in values)
 
@@ -101,19 +106,32 @@ def test_no_row_at_all_is_zero(kernel: str) -> None:
 def test_large_logits_stay_finite(kernel: str) -> None:
     x, y, third, fourth = (1e3 * value.detach() for value in arguments(kernel, 5, 8, torch.float32))
     for path in ("dense", "tiled"):
-        assert bool(KERNELS[kernel](x, y, third, fourth, path=path).isfinite())
+        assert bool(call(kernel, x, y, third, fourth, path=path).isfinite())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compiles_and_keeps_pytorchs_rules(kernel: str) -> None:
     values = arguments(kernel, 5, 8, torch.float32)
-    compiled = torch.compile(lambda *v: KERNELS[kernel](*v, path="tiled"), fullgraph=True, backend="aot_eager")
-    found, wanted = compiled(*values), KERNELS[kernel](*values, path="dense")
+    compiled = torch.compile(lambda *v: call(kernel, *v, path="tiled"), fullgraph=True, backend="aot_eager")
+    found, wanted = compiled(*values), call(kernel, *values, path="dense")
     for ours, right in zip(torch.autograd.grad(found, values), torch.autograd.grad(wanted, values), strict=True):
         assert torch.allclose(ours, right, rtol=1e-5, atol=1e-6)
-    torch.library.opcheck(_strips if kernel == "row" else _tiles, (*values, 0, True))
+    if kernel == "row":
+        torch.library.opcheck(_strips, (*values, torch.arange(5), True))
+    else:
+        torch.library.opcheck(_tiles, (*values, 0, True))
 
 
 def test_paths_are_checked() -> None:
     with pytest.raises(Exception, match="path='tile'; did you mean 'tiled'"):
-        row_cross_entropy(*arguments("row", 2, 2), path="tile")
+        call("row", *arguments("row", 2, 2), path="tile")
+
+
+@pytest.mark.parametrize("path", ["dense", "tiled"])
+def test_positives_may_stand_anywhere(path: str) -> None:
+    x, y, positives, scale = arguments("row", 5, 8)
+    order = torch.tensor([6, 1, 0, 7, 3])
+    found = row_cross_entropy(x, y, positives, scale, order, path=path)
+    columns = torch.cat([y[order], y[[2, 4, 5]]])  # now the positives are on the diagonal
+    wanted = literal("row", 0, x, columns, positives, scale)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
