@@ -146,13 +146,14 @@ def open_clip_of_rank(n: int, total: int, d: int) -> Step:
 
 
 def symile(negatives: str, m: int, n: int, d: int, path: str | None = None) -> Step:
-    return of_loss(SymileLoss(negatives=negatives, init_logit_scale=2.0), rows(m, n, d), path)
+    return of_loss(SymileLoss(negatives=negatives), rows(m, n, d), path)  # at the scale that it finds for itself
 
 
 def symile_package(sampling: str, m: int, n: int, d: int) -> Step:
     from symile import Symile
 
-    inputs, loss, scale = rows(m, n, d), Symile(sampling), torch.tensor(7.4, requires_grad=True)
+    inputs, loss = rows(m, n, d), Symile(sampling)
+    scale = torch.tensor(3.0 * d ** ((m - 1) / 2), requires_grad=True)
     return step([*inputs, scale], lambda: loss(inputs, scale))
 
 
@@ -239,6 +240,9 @@ CASES = {
     "Symile shuffled, M=3 N=4096 D=512": Case(
         lambda: symile("shuffled", 3, 4096, 512), lambda: symile_package("n", 3, 4096, 512), PACKAGE
     ),
+    "Symile shuffled, M=3 N=4096 D=512, floor": Case(
+        lambda: symile("shuffled", 3, 4096, 512), lambda: floor(3, 4096, 4096, 512, blocks=3), "9 matrix products"
+    ),
     "Sinkhorn B=2048 K=3000": Case(lambda: codes(2048, 3000), lambda: codes_of_swav(2048, 3000), "swav's form"),
     "SwAV B=256, 6 views, K=3000 D=128": Case(
         lambda: swav(256, 6, 3000, 128), lambda: swav_of_lightly(256, 6, 3000, 128), "lightly"
@@ -260,6 +264,7 @@ TIMES: dict[str, Limits] = {
     "Symile all, M=3 N=512 D=256, floor": (None, 1.0),
     "Symile all, M=4 N=48 D=128": (1 / 8, 1 / 12),
     "Symile shuffled, M=3 N=4096 D=512": (0.6, 0.5),
+    "Symile shuffled, M=3 N=4096 D=512, floor": (None, 1.0),
     "Sinkhorn B=2048 K=3000": (0.65, 0.45),
     "SwAV B=256, 6 views, K=3000 D=128": (None, None),
 }

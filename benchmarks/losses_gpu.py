@@ -76,7 +76,7 @@ def open_clip() -> Step:
 
 
 def symile() -> Step:
-    inputs, loss = rows(3, SYMILE_N, torch.float32), SymileLoss(negatives="all", init_logit_scale=2.0).cuda()
+    inputs, loss = rows(3, SYMILE_N, torch.float32), SymileLoss(negatives="all").cuda()
     named = {f"m{number}": side for number, side in enumerate(inputs)}
 
     def run() -> Tensor:

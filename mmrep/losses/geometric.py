@@ -113,7 +113,7 @@ class GeometricLoss(ScaledLoss, RowLoss):
         """
         own, total = tuples.own[anchor], tuples.total
         others = [tuples.rows[name] for name in tuples.rows if name != anchor]
-        path = choose_path(len(own), total, own.dtype, terms=anchors * tuples.views * LIVE_COPIES)
+        path = choose_path(len(own), total, own.dtype, terms=anchors * tuples.share * LIVE_COPIES)
         if path.name != "tiled":
             return self._strip(own, tuples.mine.start, *others)
         columns, rest = [], []

@@ -27,7 +27,7 @@ def info_nce(selections: Mapping[Pair, Selection], scales: Mapping[Pair, Tensor]
     for pair, both in selections.items():
         one, other = orient(pair, both)
         x, y, scale = both.own[one], both.rows[other], scales[pair]
-        terms = len(selections) * both.views
+        terms = len(selections) * both.share
         directions[pair] = product_logsumexp(x, y, scale, offset=both.mine.start, terms=terms)
     columns = logsumexp_over_ranks([columns for _, columns, _ in directions.values()])
     found = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -111,6 +112,8 @@ class SymileLoss(RowLoss):
 
     def objective(self, gathered: Gathered, permutations: Permutations | None = None) -> LossOutput:
         """See `RowLoss`."""
+        if self.pairwise is not None:
+            gathered = replace(gathered, share=2 * gathered.share)
         tuples = self._tuples(gathered)
         loss, parts = self.logit_scale.new_zeros(()), {}
         if tuples.total:

@@ -55,6 +55,7 @@ def all_combinations_loss(tuples: Selection, scale: Tensor) -> dict[str, Tensor]
         offset=tuples.mine.start,
         rest_stride=_stride(total, len(left)),
         stride=_stride(total, len(right)),
+        terms=tuples.share,
     )
     by_left = rows.reshape(-1, *[total] * len(left))
     by_right = columns.reshape(*[total] * len(right))

@@ -6,7 +6,7 @@ logit is computed twice (three matrix products instead of four).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,12 +41,23 @@ def register_forward_gradient(
         nothing = (None,) * (options + 1)
         if not torch.is_grad_enabled():
             return *((grad * gradient).to(gradient.dtype) for gradient in gradients), *nothing
-        wanted = [value for value in inputs if value.requires_grad]
-        found = iter(torch.autograd.grad(dense(*inputs, *ctx.options), wanted, grad, create_graph=True))
-        return *(next(found) if value.requires_grad else None for value in inputs), *nothing
+        return *differentiable_gradients(lambda *copies: dense(*copies, *ctx.options), inputs, grad), *nothing
 
     operation.register_fake(fake)
     operation.register_autograd(backward, setup_context=save)
+
+
+def differentiable_gradients(
+    dense: Callable[..., Any], inputs: Sequence[Tensor | None], grads: Any
+) -> Iterator[Tensor | None]:
+    """Gradients of plain formulas that can be differentiated again, one an input, None where none is wanted.
+
+    By copies of the inputs: where one was computed from another, or is the same, each has its own share of the gradient.
+    """
+    copies = [None if value is None else value.view_as(value) for value in inputs]
+    wanted = [copy for copy in copies if copy is not None and copy.requires_grad]
+    found = iter(torch.autograd.grad(dense(*copies), wanted, grads, create_graph=True))
+    return (next(found) if copy is not None and copy.requires_grad else None for copy in copies)
 
 
 def gradients_wanted(*tensors: Tensor) -> bool:

@@ -155,14 +155,14 @@ class Selection:
         rows: Per modality that travelled ``[K, D]``, with gradients, equal on all ranks.
         mine: Which of the K are this rank's.
         total: K.
-        views: In how many views they are contrasted, one after the other.
+        share: How many such terms share the memory that may be kept for a backward pass: see `choose_path`.
     """
 
     own: dict[str, Tensor]
     rows: dict[str, Tensor]
     mine: slice
     total: int
-    views: int = 1
+    share: int = 1
 
     def mean(self, summed: Tensor) -> Tensor:
         """From a sum over this rank's rows to its share of the mean over all: the mean of the ranks' shares is that mean, and
@@ -181,7 +181,7 @@ class Gathered:
         not_finite: Per modality, how many samples of all ranks have NaN or infinity in their rows.
         offset: Number of the first row of this rank.
         on_host: ``present`` in the memory of the CPU, where sizes are decided.
-        views: See `Selection`.
+        share: See `Selection`.
     """
 
     own: dict[str, Tensor]
@@ -190,7 +190,7 @@ class Gathered:
     not_finite: dict[str, int]
     offset: int
     on_host: dict[str, Tensor]
-    views: int = 1
+    share: int = 1
 
     def select(self, names: Iterable[str]) -> Selection:
         """The samples that have all of ``names``, in order: what a term of a loss is made of."""
@@ -205,7 +205,7 @@ class Gathered:
             for name in names
             if name in self.rows
         }
-        return Selection(own, rows, slice(before, before + here), total, self.views)
+        return Selection(own, rows, slice(before, before + here), total, self.share)
 
     def tensors(self) -> list[Tensor]:
         """All rows that have gradients, each once."""
@@ -221,7 +221,7 @@ class Gathered:
         own = {name: one(rows) for name, rows in self.own.items()}
         rows = {name: own[name] if rows is self.own[name] else one(rows) for name, rows in self.rows.items()}
         views = max(rows.shape[1] if rows.ndim == 3 else 1 for rows in self.own.values())
-        return replace(self, own=own, rows=rows, views=views)
+        return replace(self, own=own, rows=rows, share=self.share * views)
 
 
 def _where(rows: Tensor, mask: Tensor, count: int) -> Tensor:

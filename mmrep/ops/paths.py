@@ -17,6 +17,7 @@ DENSE_ENTRIES = 256 * 256
 CACHE_BYTES = 256 * 2**20
 """What the exponentials of a loss may take to be kept for its backward pass, instead of being computed again."""
 
+TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
 TRITON_ENTRIES = 4096 * 4096
 """Logits from which the Triton kernels are worth their launch, on a GPU."""
 
@@ -75,5 +76,4 @@ def choose_path(
 
 def _triton_is_wanted(device: torch.device | None) -> bool:
     """Only on demand: its kernels pass their tests in Triton's interpreter, and have not been run on a GPU."""
-    wanted = device is not None and device.type == "cuda" and os.environ.get("MMREP_TRITON") == "1"
-    return wanted and importlib.util.find_spec("triton") is not None
+    return TRITON_IS_THERE and device is not None and device.type == "cuda" and os.environ.get("MMREP_TRITON") == "1"

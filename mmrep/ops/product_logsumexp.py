@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrep.ops.forward_gradient import differentiable_gradients
 from mmrep.ops.paths import choose_path
 from mmrep.ops.tile_pass import TilePass
 from mmrep.ops.tiles import Positives
@@ -57,10 +58,11 @@ def product_logsumexp(
     )
     where = [offset, 0 if rest is None else rest_stride, stride]
     weights = row_weights, column_weights
-    if chosen.name == "dense":
-        return _dense(x, rest, y, scale, *weights, where, without_positives)
-    how = (where, without_positives, chosen.name == "cached", chosen.name == "triton")
-    rows, columns, positives, _, _ = _forward(x, rest, y, scale, *weights, *how)
+    with torch.autocast(x.device.type, enabled=False):
+        if chosen.name == "dense":
+            return _dense(x, rest, y, scale, *weights, where, without_positives)
+        how = (where, without_positives, chosen.name == "cached", chosen.name == "triton")
+        rows, columns, positives, _, _ = _forward(x, rest, y, scale, *weights, *how)
     return rows, columns, positives
 
 
@@ -196,10 +198,10 @@ def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     x, rest, y, scale, row_weights, column_weights, rows, columns, kept, shift = ctx.saved_tensors
     inputs = x, rest, y, scale, row_weights, column_weights, ctx.where, ctx.without_positives
     if torch.is_grad_enabled():  # the gradient is to be differentiated again: plain formulas
-        wanted = [value for value in inputs[:4] if value is not None and value.requires_grad]
-        found = iter(torch.autograd.grad(_dense(*inputs), wanted, grads[:3], create_graph=True))
-        dx, drest, dy, dscale = (
-            next(found) if value is not None and value.requires_grad else None for value in inputs[:4]
+        dx, drest, dy, dscale = differentiable_gradients(
+            lambda a, b, c, d: _dense(a, b, c, d, row_weights, column_weights, ctx.where, ctx.without_positives),
+            (x, rest, y, scale),
+            grads[:3],
         )
     else:
         dx, drest, dy, dscale = _backward(*inputs, ctx.triton, kept, shift, [rows, columns], list(grads[:3]))

@@ -8,7 +8,7 @@ from torch import Tensor
 from mmrep.ops.forward_gradient import gradients_wanted, register_forward_gradient
 from mmrep.ops.paths import choose_path
 
-CPU_STRIP, GPU_STRIP, LEAST_HEIGHT = 2**20, 2**26, 256
+CPU_STRIP, GPU_STRIP, LEAST_HEIGHT = 2**21, 2**26, 256
 """Logits in memory at one time, but no fewer rows than are fast."""
 
 
@@ -25,9 +25,10 @@ def row_cross_entropy(
         places: ``[n]``, which column that is.
         path: See `choose_path`; ``cached`` is as ``tiled``, there is nothing to keep.
     """
-    if choose_path(len(x), len(y), x.dtype, path=path).name == "dense":
-        return _dense(x, y, positives, scale, places)
-    loss: Tensor = _strips(x, y, positives, scale, places, gradients_wanted(x, y, positives, scale))[0]
+    with torch.autocast(x.device.type, enabled=False):
+        if choose_path(len(x), len(y), x.dtype, path=path).name == "dense":
+            return _dense(x, y, positives, scale, places)
+        loss: Tensor = _strips(x, y, positives, scale, places, gradients_wanted(x, y, positives, scale))[0]
     return loss
 
 
@@ -64,7 +65,8 @@ def _strips(
             torch.mm(logits, y, out=dx[rows])
             dy.addmm_(logits.T, x[rows])
     if not gradients:
-        return loss, x.new_empty(0), y.new_empty(0), scale.new_empty(0), scale.new_empty(0)
+        a, b, c, d = (tensor.new_empty(0) for tensor in inputs)
+        return loss, a, b, c, d
     dscale = (x * dx).sum()  # every logit but the positives is linear in x
     found = dx.mul_(scale), dy.mul_(scale), dpositives, dscale
     a, b, c, d = (gradient.to(tensor.dtype) for gradient, tensor in zip(found, inputs, strict=True))

@@ -23,9 +23,10 @@ def sigmoid_cross_entropy(
         offset: Of the positives' columns.
         path: See `choose_path`; ``cached`` is as ``tiled``, there is nothing to keep.
     """
-    if choose_path(len(x), len(y), x.dtype, path=path).name == "dense":
-        return _dense(x, y, scale, bias, offset)
-    loss: Tensor = _tiles(x, y, scale, bias, offset, gradients_wanted(x, y, scale, bias))[0]
+    with torch.autocast(x.device.type, enabled=False):
+        if choose_path(len(x), len(y), x.dtype, path=path).name == "dense":
+            return _dense(x, y, scale, bias, offset)
+        loss: Tensor = _tiles(x, y, scale, bias, offset, gradients_wanted(x, y, scale, bias))[0]
     return loss
 
 
@@ -58,7 +59,8 @@ def _tiles(
             dx[tile.left].addmm_(gradient, y[tile.columns])
             dy[tile.columns].addmm_(gradient.T, x[tile.left])
     if not gradients:
-        return loss, x.new_empty(0), y.new_empty(0), scale.new_empty(0), scale.new_empty(0)
+        a, b, c, d = (tensor.new_empty(0) for tensor in inputs)
+        return loss, a, b, c, d
     dscale = (x * dx).sum()  # every logit but for the bias is linear in x
     found = dx.mul_(scale), dy.mul_(scale), dscale, dbias
     a, b, c, d = (gradient.to(tensor.dtype) for gradient, tensor in zip(found, inputs, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from mmrep.ops.multilinear import in_fp32
 SAFE_RANGE = 50.0
 """Largest difference of two logits whose exponentials, times scaling vectors, stay in fp32: ``1.5 x 50 + log n < 87``."""
 
-Steps = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
-"""Log sums of columns under log scales of rows; of rows under those of columns; codes of valid rows under these."""
+CPU_BLOCK = 2**19
+"""Logits that a CPU works on at one time: several passes over them stay in its cache."""
 
 
 @torch.no_grad()
@@ -40,54 +40,81 @@ def sinkhorn(
     Returns:
         Codes ``[A, n, K]``, at least fp32, rows sum to 1, without gradients.
     """
-    column_sums, row_sums, codes = _steps(in_fp32(scores), epsilon)
-    columns = in_fp32(scores).new_zeros(len(scores), scores.shape[2])
-    rows = torch.zeros_like(valid, dtype=columns.dtype)
-    for iteration in range(iterations):
-        if iteration:
-            rows = -row_sums(columns)
-        masses = gather_stacked(column_sums(rows.masked_fill(~valid, -torch.inf))).logsumexp(dim=0)
-        columns = -_over_groups(masses, groups)
-    return codes(columns, valid)
+    scaling = _choose(in_fp32(scores), valid, epsilon)
+    columns = _shares(scaling.masses(None), groups)
+    for _ in range(iterations - 1):
+        columns = _shares(scaling.masses(columns), groups)
+    return scaling.codes(columns)
 
 
-def _steps(scores: Tensor, epsilon: float) -> Steps:
+def _choose(scores: Tensor, valid: Tensor, epsilon: float) -> _Exponentials | _Logarithms:
     if scores.numel():
         lowest, highest = torch.aminmax(scores)
         if (highest - lowest) / epsilon <= SAFE_RANGE:
-            centre = (lowest + highest) / (2 * epsilon)
-            return _by_scaling(torch.add(-centre, scores, alpha=1 / epsilon).exp_(), centre)
-    return _in_logarithms(scores / epsilon)
+            return _Exponentials(scores, valid, epsilon, (lowest + highest) / (2 * epsilon))
+    return _Logarithms(scores, valid, epsilon)
 
 
-def _by_scaling(exponentials: Tensor, centre: Tensor) -> Steps:
-    """Of logits less their centre."""
+class _Exponentials:
+    """Scales by products with ``exp(scores / epsilon - centre)``, a block of rows at a time."""
 
-    def weighted(matrices: Tensor, logs: Tensor) -> Tensor:
-        highest = logs.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logs.dtype).min)
-        weights = (logs - highest).exp()
-        sums = [matrix @ weight for matrix, weight in zip(matrices, weights, strict=True)]
-        return torch.stack(sums).log_() + (highest + centre)
+    def __init__(self, scores: Tensor, valid: Tensor, epsilon: float, centre: Tensor) -> None:
+        self.exponentials, self.valid, self.centre = torch.empty_like(scores), valid.to(scores.dtype), centre
+        block = max(1, CPU_BLOCK // scores.shape[2]) if scores.device.type == "cpu" else scores.shape[1]
+        self.blocks = [list(part.split(block)) for part in self.exponentials]
+        self.masks = [mask.split(block) for mask in self.valid]
+        for source, blocks in zip(scores, self.blocks, strict=True):
+            for part, to in zip(source.split(block), blocks, strict=True):
+                torch.add(-centre, part, alpha=1 / epsilon, out=to).exp_()
 
-    def codes(columns: Tensor, valid: Tensor) -> Tensor:
-        highest = columns.amax(dim=1, keepdim=True)
-        exponentials.mul_((columns - highest).exp()[:, None])
-        return exponentials.mul_((valid / exponentials.sum(dim=2))[..., None])
+    def masses(self, columns: Tensor | None) -> Tensor:
+        """Log mass of each prototype ``[A, K]`` over this rank's rows, each of mass 1 under the scales of columns.
 
-    return lambda rows: weighted(exponentials.mT, rows), lambda columns: weighted(exponentials, columns), codes
+        Without scales, rows are as they come.
+        """
+        offset = -self.centre if columns is None else columns.amax(dim=1, keepdim=True)
+        totals = self.exponentials.new_zeros(len(self.blocks), self.exponentials.shape[2])
+        for view, total in enumerate(totals):
+            scale = None if columns is None else (columns[view] - columns[view].amax()).exp()
+            for block, mask in zip(self.blocks[view], self.masks[view], strict=True):
+                total.addmv_(block.T, mask if scale is None else mask / (block @ scale))
+        return totals.log_() - offset
+
+    def codes(self, columns: Tensor) -> Tensor:
+        """``[A, n, K]`` under the scales of columns, in the place of the exponentials."""
+        scales = (columns - columns.amax(dim=1, keepdim=True)).exp()
+        for scale, blocks, masks in zip(scales, self.blocks, self.masks, strict=True):
+            for block, mask in zip(blocks, masks, strict=True):
+                block.mul_(scale)
+                block.mul_((mask / block.sum(dim=1))[:, None])
+        return self.exponentials
 
 
-def _in_logarithms(logits: Tensor) -> Steps:
-    return (
-        lambda rows: (logits + rows[..., None]).logsumexp(dim=1),
-        lambda columns: (logits + columns[:, None]).logsumexp(dim=2),
-        lambda columns, valid: (logits + columns[:, None]).softmax(dim=2) * valid[..., None],
-    )
+class _Logarithms:
+    """The same by log-sum-exps."""
+
+    def __init__(self, scores: Tensor, valid: Tensor, epsilon: float) -> None:
+        self.logits, self.valid = scores / epsilon, valid
+
+    def masses(self, columns: Tensor | None) -> Tensor:
+        """See `_Exponentials.masses`."""
+        rows = torch.zeros_like(self.valid, dtype=self.logits.dtype)
+        if columns is not None:
+            rows = -(self.logits + columns[:, None]).logsumexp(dim=2)
+        return (self.logits + rows.masked_fill(~self.valid, -torch.inf)[..., None]).logsumexp(dim=1)
+
+    def codes(self, columns: Tensor) -> Tensor:
+        """See `_Exponentials.codes`."""
+        return (self.logits + columns[:, None]).softmax(dim=2) * self.valid[..., None]
 
 
-def _over_groups(masses: Tensor, groups: Sequence[int] | None) -> Tensor:
-    """Log masses ``[A, K]`` of each view's group; 0 where a group has no row at all, so that nothing becomes NaN."""
+def _shares(masses: Tensor, groups: Sequence[int] | None) -> Tensor:
+    """Log scales of the columns ``[A, K]`` that give every prototype its share over all ranks, from this rank's log masses.
+
+    0 where a group has no row at all, so that nothing becomes NaN.
+    """
+    masses = gather_stacked(masses).logsumexp(dim=0)
     if groups is not None:
         number = torch.tensor(groups, device=masses.device)
         masses = torch.stack([masses[number == group].logsumexp(dim=0) for group in groups])
-    return masses.masked_fill(masses == -torch.inf, 0.0)
+    return -masses.masked_fill(masses == -torch.inf, 0.0)

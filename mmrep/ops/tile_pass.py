@@ -68,12 +68,14 @@ class TilePass:
         return (*found, shift)
 
     def _shift(self) -> Tensor:
-        """No inner product exceeds the product of lengths (Cauchy and Schwarz)."""
+        """No inner product exceeds the product of lengths (Cauchy and Schwarz); rows that are products are far shorter than
+        their factors."""
         if not (self.count and len(self.y)):
             return self.scale.new_zeros(())
-        sides = [self.x, self.y] if self.rest is None else [self.x, self.rest, self.y]
-        longest = torch.stack([side.norm(dim=1, dtype=self.wide).max() for side in sides]).prod()
-        return (self.scale.abs() * longest - SAFE_EXPONENT).clamp(min=0.0)
+        x, y = self.x.to(self.wide).square(), self.y.norm(dim=1, dtype=self.wide).max()
+        squares = x.sum(dim=1) if self.rest is None else x @ self.rest.to(self.wide).square().T
+        largest: Tensor = self.scale.abs() * squares.max().sqrt() * y
+        return (largest - SAFE_EXPONENT).clamp(min=0.0)
 
     def _sums(self, kept: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         rows, columns, positives = (kept.new_zeros(n) for n in (self.count, len(self.y), len(self.x)))
@@ -89,7 +91,7 @@ class TilePass:
         return rows.log() + shift, columns.log() + shift, positives
 
     def _add_sums(
-        self, tile: Tile, room: Tensor, shift: Tensor | None, sums: tuple[Tensor, Tensor], positives: Tensor
+        self, tile: Tile, room: Tensor | None, shift: Tensor | None, sums: tuple[Tensor, Tensor], positives: Tensor
     ) -> None:
         """Add a tile to the sums of rows and columns, leave its exponentials in its room, take its positives down."""
         logits = self._logits(tile, room, positives)
@@ -146,9 +148,9 @@ class TilePass:
         for tile, room in self._rooms(kept):
             rows = self._rows(tile)
             if safe:
-                logits = room if len(kept) else self._tile_logits(rows, tile, room)
+                logits = self._tile_logits(rows, tile) if room is None else room
                 gradient = self._safe_gradient(tile, logits, sums, (u, v), grads[2])
-            elif len(kept):
+            elif room is not None:
                 gradient = self._finish(tile, self._mix(tile, u, v).mul_(room), grads[2])
             else:
                 gradient = self._gradient(tile, rows, shift, (u, v), grads[2])
@@ -158,7 +160,7 @@ class TilePass:
         self, tile: Tile, rows: Tensor, shift: Tensor, sides: tuple[Tensor, Tensor], positives: Tensor
     ) -> Tensor:
         """Of a tile's logits, which are made again: ``exp(L - shift) (u w + a v)``, and the positives' own."""
-        logits = self._tile_logits(rows, tile, self._buffer("logits", tile.shape))
+        logits = self._tile_logits(rows, tile)
         return self._finish(tile, self._mix(tile, *sides).mul_(logits.sub_(shift).exp_()), positives)
 
     def _finish(self, tile: Tile, gradient: Tensor, positives: Tensor) -> Tensor:
@@ -204,24 +206,22 @@ class TilePass:
             drest[tile.rest].addcmul_(one, row)
         dx[tile.left] += drows.mul_(rest).sum(dim=1)
 
-    def _rooms(self, kept: Tensor) -> Iterator[tuple[Tile, Tensor]]:
-        """The tiles with the room of their entries: where they are kept, or one buffer for all."""
+    def _rooms(self, kept: Tensor) -> Iterator[tuple[Tile, Tensor | None]]:
+        """The tiles with the room of their entries, where they are kept."""
         done = 0
         for tile in self.tiles:
-            if len(kept):
-                yield tile, kept[done : done + math.prod(tile.shape)].view(tile.shape)
-                done += math.prod(tile.shape)
-            else:
-                yield tile, self._buffer("logits", tile.shape)
+            yield tile, kept[done : done + math.prod(tile.shape)].view(tile.shape) if len(kept) else None
+            done += math.prod(tile.shape)
 
-    def _logits(self, tile: Tile, room: Tensor, positives: Tensor) -> Tensor:
-        """A tile's logits, in its room; takes the positives down."""
+    def _logits(self, tile: Tile, room: Tensor | None, positives: Tensor) -> Tensor:
+        """A tile's logits, in its room or the buffer of all; takes the positives down."""
         logits = self._tile_logits(self._rows(tile), tile, room)
         positives[self.positives.inside(tile)] = self.positives.of(logits, tile)
         return logits
 
-    def _tile_logits(self, rows: Tensor, tile: Tile, out: Tensor) -> Tensor:
+    def _tile_logits(self, rows: Tensor, tile: Tile, room: Tensor | None = None) -> Tensor:
         """``[p, c]``, scaled in fp32 after the product."""
+        out = self._buffer("logits", tile.shape) if room is None else room
         columns = self.y[tile.columns].T
         if rows.dtype == out.dtype:
             torch.mm(rows, columns, out=out)

@@ -71,8 +71,8 @@ class TritonPass(TilePass):
         names = ("of_rows", "of_columns", "of_positives"), ("out", "row_sums", "column_sums", "positives")
         grid = (triton.cdiv(height, BLOCK), triton.cdiv(width, BLOCK))
         arguments: list[Any] = [
-            rows,
-            self.y[tile.columns],
+            rows.contiguous(),  # a view of many is not
+            self.y[tile.columns].contiguous(),
             self.scale,
             shift,
             row_weights.contiguous(),
@@ -84,10 +84,10 @@ class TritonPass(TilePass):
             width,
             rows.shape[1],
         ]
-        precision = "ieee" if rows.dtype == torch.float32 else "tf32"  # the latter says nothing to half precision
+        exact = rows.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
         _tile[grid](
             *arguments,
-            precision=precision,
+            precision="ieee" if exact else "tf32",  # which says nothing to half precision
             without=self.without_positives,
             backward=bool(gradients),
             block=BLOCK,
@@ -105,7 +105,7 @@ class TritonPass(TilePass):
         return found
 
     def _add_sums(
-        self, tile: Tile, room: Tensor, shift: Tensor | None, sums: tuple[Tensor, Tensor], positives: Tensor
+        self, tile: Tile, room: Tensor | None, shift: Tensor | None, sums: tuple[Tensor, Tensor], positives: Tensor
     ) -> None:
         height, width = tile.shape
         outputs = {

@@ -109,6 +109,30 @@ def test_large_logits_stay_finite(kernel: str) -> None:
         assert bool(call(kernel, x, y, third, fourth, path=path).isfinite())
 
 
+@pytest.mark.parametrize("path", ["dense", "tiled"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_inputs_may_depend_on_each_other(kernel: str, path: str) -> None:
+    """Also where gradients are differentiated again: each input has its own share of the gradient, once."""
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        third = x.sum(dim=1) if kernel == "row" else x.sum().cos()
+        return call(kernel, x, x, third, x.sum().sin(), path=path)
+
+    assert torch.autograd.gradcheck(run, (x,)) and torch.autograd.gradgradcheck(run, (x,))
+    (plain,), (again,) = (torch.autograd.grad(run(x), (x,), create_graph=graph) for graph in (False, True))
+    assert torch.allclose(plain, again, rtol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["dense", "tiled"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_autocast_changes_nothing(kernel: str, path: str) -> None:
+    values = [value.detach() for value in arguments(kernel, 5, 8, torch.float32)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = call(kernel, *values, path=path)
+    assert torch.equal(found, call(kernel, *values, path=path))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compiles_and_keeps_pytorchs_rules(kernel: str) -> None:
     values = arguments(kernel, 5, 8, torch.float32)
@@ -118,8 +142,10 @@ def test_compiles_and_keeps_pytorchs_rules(kernel: str) -> None:
         assert torch.allclose(ours, right, rtol=1e-5, atol=1e-6)
     if kernel == "row":
         torch.library.opcheck(_strips, (*values, torch.arange(5), True))
+        torch.library.opcheck(_strips, (*(value.detach().bfloat16() for value in values), torch.arange(5), False))
     else:
         torch.library.opcheck(_tiles, (*values, 0, True))
+        torch.library.opcheck(_tiles, (*(value.detach().bfloat16() for value in values), 0, False))
 
 
 def test_paths_are_checked() -> None:

@@ -100,6 +100,39 @@ def test_gradcheck_twice(rests: int, path: str, mode: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_inputs_may_depend_on_each_other_also_where_gradients_are_differentiated_again(path: str) -> None:
+    """One is computed from another, or is the same: each has its own share of the gradient, once."""
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor, scale: Tensor) -> Tensor:
+        same = product_logsumexp(x, x, scale, path=path)
+        other = product_logsumexp(x, torch.tanh(2 * x), scale * x.sum().cos(), rest=x * x, path=path)
+        return torch.stack([part.sin().sum() for part in (*same, *other)]).sum()
+
+    assert torch.autograd.gradcheck(run, (x, scale)) and torch.autograd.gradgradcheck(run, (x, scale))
+    plain = torch.autograd.grad(run(x, scale), (x, scale))
+    again = torch.autograd.grad(run(x, scale), (x, scale), create_graph=True)
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_autocast_changes_nothing(path: str) -> None:
+    x, y = torch.randn(30, 8), torch.randn(30, 8)
+    expected = product_logsumexp(x, y, torch.tensor(20.0), path=path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = product_logsumexp(x, y, torch.tensor(20.0), path=path)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_symile_at_the_scale_it_starts_with_goes_the_fast_way() -> None:
+    """Its products are far shorter than their factors: a bound by the lengths of these would leave the range of fp32."""
+    x, y, z = (F.normalize(torch.randn(40, 512), dim=1) for _ in range(3))
+    shift = _forward(x, y, z, torch.tensor(3.0 * 512), None, None, [0, 1, 1], False, False, False)[4]
+    assert 0 < float(shift) < 100
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_no_rows_and_absent_ones_give_minus_infinity_without_a_gradient(path: str) -> None:
     y = torch.randn(5, 3, requires_grad=True)
     empty = torch.zeros(0, 3, requires_grad=True)

@@ -59,6 +59,17 @@ def test_equal_to_pytorchs_tiles(rests: int, tile: int, monkeypatch: pytest.Monk
             assert float((ours - right).norm()) <= 1e-5 * max(1.0, float(right.norm()))
 
 
+def test_views_of_many_are_no_contiguous_rows() -> None:
+    x, y = torch.randn(20, 3, 8), torch.randn(8, 20)
+    straight = {"x": x[:, 1].contiguous(), "y": y.T.contiguous(), "scale": torch.tensor(1.0)}
+    for ours, right in zip(
+        product_logsumexp(x[:, 1].to(DEVICE), y.T.to(DEVICE), torch.tensor(1.0, device=DEVICE), path="triton"),
+        results("tiled", straight),
+        strict=False,
+    ):
+        assert torch.allclose(ours, right, rtol=1e-5, atol=1e-5)
+
+
 def test_what_leaves_the_range_goes_the_safe_way() -> None:
     sides = {"x": 30 * torch.randn(20, 8), "y": 30 * torch.randn(20, 8), "scale": torch.tensor(1.0)}
     for ours, right in zip(results("triton", sides), results("tiled", sides), strict=True):
