@@ -7,6 +7,7 @@ floor is the time of the matrix products alone that the formula needs. Prints th
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -322,12 +323,20 @@ def _short(dtype: torch.dtype) -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
 
 
+def replace_rows(earlier: Sequence[Row], found: Sequence[Row]) -> list[Row]:
+    """The earlier rows, those that were measured again in their place, new ones behind."""
+    again = {(row.case, row.metric, row.theirs_is): row for row in found}
+    kept = [again.pop((row.case, row.metric, row.theirs_is), row) for row in earlier]
+    return [*kept, *again.values()]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="interleaved runs of each step")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name holds it")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the JSON goes")
+    parser.add_argument("--keep", action="store_true", help="keep the other rows of an earlier result, of one machine")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -344,6 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run for name, run in measurements.items() if not options.only or any(text in name for text in options.only)
     ]
     found = [row for run in track(chosen, len(chosen), "comparisons") for row in run()]
+    if options.keep:
+        found = replace_rows([Row(**row) for row in json.loads(options.out.read_text())["rows"]], found)
     show("Losses, forward and backward", found)
     write(options.out, found, "torch", "open_clip_torch", "symile", "lightly", "mmrep", rounds=options.rounds)
     return 0

@@ -207,29 +207,24 @@ class ClusterSwapLoss(Loss):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The terms ``l(a -> b)`` ``[A, V]`` on one set of prototypes, and what is worth a curve."""
         banks = {teacher.modality: self.bank(teacher.modality, head) / self.temperature for teacher in teachers}
-        shared, rows = not self.bank.owners, torch.stack([view.rows for view in views])
+        shared, rows = not self.bank.owners, torch.stack([view.rows for view in views], dim=1)
         logits = {SHARED if shared else name: rows @ banks[name].T for name in list(banks)[: 1 if shared else None]}
         places = {view.name: place for place, view in enumerate(views)}
-        own = [logits[SHARED if shared else t.modality][places[t.name]].detach() for t in teachers]
+        own = [logits[SHARED if shared else t.modality][:, places[t.name]].detach() for t in teachers]
         if self.codes != "own":
             own = [view.rows @ banks[view.modality].T for view in assigning]
         scores = torch.stack(own)
         codes = self._codes(scores, assigning, banks, step)
-        agreement: dict[str, tuple[Tensor, Tensor]] = {}
+        entropies: dict[int, Tensor] = {}
         for owner, of_views in logits.items():
-            mine = codes
-            if not shared:
-                mask = torch.tensor([teacher.modality == owner for teacher in teachers], device=codes.device)
-                mine = codes * mask[:, None, None]
-            # Rows of codes sum to 1, so that no softmax is needed: cross-entropy is log-sum-exp minus mean logit.
-            agreement[owner] = of_views.logsumexp(dim=2), torch.einsum("abk,vbk->avb", mine, of_views)
-        terms = []
+            assigned = [number for number, t in enumerate(teachers) if shared or t.modality == owner]
+            entropy = -torch.bmm(codes[assigned].transpose(0, 1).contiguous(), of_views.log_softmax(dim=2).mT)
+            entropies |= {number: entropy[:, place] for place, number in enumerate(assigned)}
+        sums = []
         for number, teacher in enumerate(teachers):
-            total, predicted = agreement[SHARED if shared else teacher.modality]
-            both = torch.stack([view.valid & teacher.valid for view in views])
-            terms.append(((total - predicted[number]) * both).sum(dim=1))
-        sums = torch.stack(terms)
-        losses = sums * (world_size() / together.clamp(min=1).to(sums.dtype))
+            both = torch.stack([view.valid & teacher.valid for view in views], dim=1)
+            sums.append((entropies[number] * both).sum(dim=0))
+        losses = torch.stack(sums) * (world_size() / together.clamp(min=1).to(scores.dtype))
         metrics = self.usage.measure(head, assigning, scores, codes, update=self.training)
         if self.codes != "own":
             metrics.pop("code_agreement", None)  # joint codes agree by construction
