@@ -335,8 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="interleaved runs of each step")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name holds it")
-    parser.add_argument("--out", type=Path, default=RESULT, help="where the JSON goes")
-    parser.add_argument("--keep", action="store_true", help="keep the other rows of an earlier result, of one machine")
+    parser.add_argument("--out", type=Path, help=f"where the JSON goes ({RESULT}; a part of the cases is only shown)")
+    parser.add_argument("--keep", action="store_true", help="write a part of the cases into an earlier result")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -352,11 +352,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [
         run for name, run in measurements.items() if not options.only or any(text in name for text in options.only)
     ]
+    if not chosen:
+        parser.error(f"no case has {options.only} in its name; there are: {', '.join(measurements)}")
     found = [row for run in track(chosen, len(chosen), "comparisons") for row in run()]
-    if options.keep:
-        found = replace_rows([Row(**row) for row in json.loads(options.out.read_text())["rows"]], found)
+    out: Path | None = options.out or (RESULT if options.keep or not options.only else None)
+    if options.keep and out is not None:
+        found = replace_rows([Row(**row) for row in json.loads(out.read_text())["rows"]], found)
     show("Losses, forward and backward", found)
-    write(options.out, found, "torch", "open_clip_torch", "symile", "lightly", "mmrep", rounds=options.rounds)
+    if out is not None:
+        write(out, found, "torch", "open_clip_torch", "symile", "lightly", "mmrep", rounds=options.rounds)
     return 0
 
 
