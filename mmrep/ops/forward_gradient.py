@@ -7,11 +7,13 @@ logit is computed twice (three matrix products instead of four).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef  # not exported; what `torch.library.custom_op` gives
 
 
 def register_forward_gradient(

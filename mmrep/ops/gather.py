@@ -248,7 +248,8 @@ def gather_embeddings(
     own = {name: in_fp32(rows) for name, rows in embeddings.items()}
     first = next(iter(own.values()))
     counts = row_counts(len(first), first.device)
-    names = [name for name in embeddings if travelling is None or name in set(travelling)]
+    needed = set(embeddings if travelling is None else travelling)
+    names = [name for name in embeddings if name in needed]
     rows = dict(own) if world_size() == 1 else _gather_together({name: embeddings[name] for name in names}, counts)
     flags = gather_rows(torch.stack([_flags(name, r, present) for name, r in own.items()], dim=1), counts)
     host = flags.cpu()
