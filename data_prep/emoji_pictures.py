@@ -58,7 +58,8 @@ def build(out: Path, cache: Path, *, overwrite: bool = False) -> int:
     Raises:
         DataError: A package is missing or broken, or ``out`` is not empty and ``overwrite`` is off.
     """
-    from mmrep.data.index import Label, Modality, build_index
+    from mmrep.data.build import build_index
+    from mmrep.data.index import Label, Modality
     from mmrep.data.writer import write_shard
 
     if out.exists() and any(out.iterdir()):

@@ -7,6 +7,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+
+@dataclass(frozen=True)
+class Fault:
+    """A sample that could not be used.
+
+    Attributes:
+        shard, key: Which.
+        modality: Whose member is at fault.
+        reason: A word to count by: ``checksum``, ``undecodable``, ``too large``.
+        detail: The whole message.
+    """
+
+    shard: str
+    key: str
+    modality: str
+    reason: str
+    detail: str
+
+
 Input = Tensor | list[Tensor]
 """One modality of a batch: ``[B, ...]``, or a list of such tensors, one per resolution (multi-crop)."""
 
@@ -21,12 +40,14 @@ class Batch:
         keys: The samples' keys. An empty key marks padding: a row that belongs to no sample and has no modality.
         labels: Per label an int64 tensor ``[B]``; -1 where a sample has none. ``@group`` names the samples that are
             right answers to each other, and ``@content:MODALITY`` is a digest of the raw bytes.
+        faults: Samples that were planned for this batch and could not be used.
     """
 
     inputs: dict[str, Input]
     present: dict[str, Tensor]
     keys: list[str]
     labels: dict[str, Tensor] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -44,6 +65,7 @@ class Batch:
             present={name: mask.to(device, non_blocking=non_blocking) for name, mask in self.present.items()},
             keys=self.keys,
             labels={name: label.to(device, non_blocking=non_blocking) for name, label in self.labels.items()},
+            faults=self.faults,
         )
 
     def pin_memory(self) -> Batch:
@@ -57,4 +79,5 @@ class Batch:
             present={name: mask.pin_memory() for name, mask in self.present.items()},
             keys=self.keys,
             labels={name: label.pin_memory() for name, label in self.labels.items()},
+            faults=self.faults,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MmrepError(Exception):
@@ -24,6 +25,17 @@ class MmrepError(Exception):
         advice = f"; {fix}" if fix else ""
         super().__init__(f"{what}{place}{advice}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that a worker process can hand the error over as it is."""
+        state = {name: value for name, value in self.__dict__.items() if not name.startswith("__")}
+        return _restore, (type(self), {**state, "where": None if self.where is None else str(self.where)})
+
+
+def _restore(kind: type[MmrepError], state: dict[str, Any]) -> MmrepError:
+    error = kind(state["what"], where=state["where"], fix=state["fix"])
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigError(MmrepError):
     """A setting that is misspelt, impossible, or contradicts another."""
@@ -31,6 +43,23 @@ class ConfigError(MmrepError):
 
 class DataError(MmrepError):
     """Shards, an index or a sample that cannot be used."""
+
+
+class SampleError(DataError):
+    """A sample whose contents cannot be used, now or ever: another may take its place.
+
+    Args:
+        what, where, fix: As for all errors.
+        reason: A word to count by: ``checksum``, ``undecodable``, ``too large``.
+
+    Attributes:
+        modality: Whose member is at fault, once that is known.
+    """
+
+    def __init__(self, what: str, *, where: object = None, fix: str | None = None, reason: str = "undecodable") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.reason = reason
+        self.modality = ""
 
 
 class CheckpointError(MmrepError):

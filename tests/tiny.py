@@ -10,7 +10,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from mmrep.data.index import Label, Modality, build_index
+from mmrep.data.build import build_index
+from mmrep.data.index import Label, Modality
 from mmrep.data.writer import write_shard
 
 CLASSES = ["red", "green", "blue", "white", "black", "yellow"]

@@ -179,7 +179,8 @@ def describe(sample: Sample, label: int) -> dict[str, Any]:
 
 def write_index(folder: Path, catalog: Catalog, stamp: dict[str, Any]) -> None:
     """Indexes a folder whose shards are all there; this marks the build as complete."""
-    from mmrep.data.index import Label, Modality, build_index
+    from mmrep.data.build import build_index
+    from mmrep.data.index import Label, Modality
 
     modalities = {
         "image": Modality(extensions=("png",), kind="image"),

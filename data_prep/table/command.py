@@ -13,7 +13,9 @@ from data_prep.table.pack import Packing, ShardReport, pack_shards
 from data_prep.table.report import reasons, summary, write_rejects
 from data_prep.table.rows import Reject, SplitRule, plan_shards, read_table, straddling_groups
 from data_prep.table.sources import Source, parse_modality, parse_values, with_prefixes
-from mmrep.data.index import KINDS, Label, Modality, build_index
+from mmrep.data.build import build_index
+from mmrep.data.decode import KINDS
+from mmrep.data.index import Label, Modality
 from mmrep.errors import ConfigError, DataError, MmrepError
 
 OWN_FILES = ("*.tar", "*.tar.part", "index.json", "index.json.part", "rejects.csv")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mmrep.data.index import KINDS
+from mmrep.data.decode import KINDS
 from mmrep.errors import ConfigError, did_you_mean
 
 VALUES = "values"

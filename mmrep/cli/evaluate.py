@@ -74,8 +74,9 @@ def evaluate_retrieval(options: argparse.Namespace) -> dict[str, Any]:
 
     model = load(options.checkpoint).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directions = [Direction.parse(text, model.modalities) for text in options.direction or []] or None
-    dataset = ShardDataset(Samples(Index.load(options.data), options.split), model.by_modality, train=False, seed=0)
-    loader = make_loader(dataset, model.by_modality, options.batch_size, num_workers=options.num_workers)
+    samples = Samples(Index.load(options.data), options.split)
+    dataset = ShardDataset(samples, model.by_modality, global_batch_size=options.batch_size)
+    loader = make_loader(dataset, model.by_modality, num_workers=options.num_workers)
     with progress("embedding", len(dataset)) as advance:
         embeddings = embed_loader(model, loader, advance=advance)
     model.cpu()
@@ -93,5 +94,5 @@ def evaluate_retrieval(options: argparse.Namespace) -> dict[str, Any]:
         direction = (
             Direction.parse(shown, model.modalities) if shown else (directions or all_directions(model.modalities))[-1]
         )
-        draw_examples(Path(options.picture), embeddings, model, dataset, direction)
+        draw_examples(Path(options.picture), embeddings, model, samples, direction)
     return result

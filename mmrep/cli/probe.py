@@ -89,8 +89,8 @@ def _collect(
     from mmrep.evaluation.report import progress
 
     encoders = {options.modality: encoder}
-    dataset = ShardDataset(Samples(index, split), encoders, train=False, seed=0)
-    loader = make_loader(dataset, encoders, options.batch_size, num_workers=options.num_workers)
+    dataset = ShardDataset(Samples(index, split), encoders, global_batch_size=options.batch_size)
+    loader = make_loader(dataset, encoders, num_workers=options.num_workers)
     device = next(encoder.parameters()).device
     with progress(f"features of {split}", len(dataset)) as advance:
         return collect(features, loader, options.modality, options.label, device=device, advance=advance)

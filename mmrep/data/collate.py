@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmrep.batch import Batch, Input
+from mmrep.batch import Batch, Fault, Input
 
 
 @dataclass
 class Sample:
-    """One decoded and transformed sample: the modalities that it has, and its labels."""
+    """One decoded and transformed sample: the modalities that it has, its labels, and samples that it replaces."""
 
     key: str
     values: dict[str, Input] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Collate:
             present={name: torch.tensor([name in s.values for s in samples]) for name in self.blanks},
             keys=[sample.key for sample in samples],
             labels={name: torch.tensor([s.labels.get(name, -1) for s in samples]) for name in self.labels},
+            faults=[fault for sample in samples for fault in sample.faults],
         )
 
 

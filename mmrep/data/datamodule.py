@@ -1,54 +1,112 @@
-"""`ShardDataModule`: shards for the Lightning trainer."""
+"""`ShardDataModule`: shards for the Lightning trainer, and the place in them that a checkpoint keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from mmrep.batch import Batch
 from mmrep.data.dataset import Preprocessor, ShardDataset, check_modalities, make_loader
+from mmrep.data.faults import FaultLog
 from mmrep.data.index import Index
-from mmrep.data.plan import Plan
+from mmrep.data.plan import Plan, from_the_start
+from mmrep.data.position import Position
 from mmrep.data.reader import Samples
+from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError
+from mmrep.ops.gather import sum_over_ranks, world_size
+
+COUNT_FAULTS_EVERY = 32
+"""Batches after which the ranks add up their faulty samples."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of a blend.
+
+    Attributes:
+        path: Folder or URL with an index.json.
+        weight: Its share of every global batch, relative to the others.
+        split: Its training split, where it is not ``data.train_split``.
+    """
+
+    path: str
+    weight: float = 1.0
+    split: str | None = None
 
 
 class ShardDataModule(pl.LightningDataModule):
-    """Batches from a folder of WebDataset shards with an index.json.
+    """Batches from WebDataset shards with an index.json.
 
     How a modality is prepared is its encoder's affair, so that preprocessing and weights never part; the loaders ask the
     module that is being trained for its encoders.
 
+    A checkpoint keeps the place in the stream. A run that goes on, on any number of ranks and workers, sees exactly the
+    samples of the epoch that it had not seen.
+
     Args:
-        path: Folder with the shards and their index.json.
+        path: Folder or URL of the index; or several datasets with weights, which are blended in every global batch.
         global_batch_size: Samples of one step over all ranks together.
         num_workers: Loader processes per rank.
         seed: Of the order and of the augmentation.
         train_split: Split to train on.
         val_split: Split to validate on after each epoch.
         test_split: Split for ``mmrep test`` and ``mmrep predict``.
+        eval_path: Folder or URL of val_split and test_split, where it is not ``path``. Of a blend every dataset that has the
+            split takes part.
+        batching: ``mixed``, ``stratified`` or ``homogeneous`` in modality sets: see `mmrep.data.plan.Plan`.
+        window: Shards whose samples are mixed at a time; of remote shards two windows should fit into the cache.
+        max_bad_fraction: Share of the samples that may be corrupt. In training the next planned sample takes the place of a
+            corrupt one, in validation it is left out; each is listed in the quarantine file.
+        quarantine: That file, a CSV; ``mmrep fit`` puts it into the run folder.
+        cache_dir: Where remote shards are kept; by default mmrep/shards in the user's cache folder.
+        cache_gb: Bound of that folder, in GB.
     """
 
     def __init__(
         self,
-        path: str,
+        path: str | list[Source],
         global_batch_size: int = 256,
         num_workers: int = 1,
         seed: int = 0,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
+        eval_path: str | None = None,
+        batching: str = "mixed",
+        window: int = 64,
+        max_bad_fraction: float = 0.001,
+        quarantine: str | None = None,
+        cache_dir: str | None = None,
+        cache_gb: float = 64.0,
     ) -> None:
         super().__init__()
-        self.path, self.global_batch_size, self.num_workers, self.seed = path, global_batch_size, num_workers, seed
+        if not 0 <= max_bad_fraction <= 1 or cache_gb <= 0:
+            raise ConfigError(f"max_bad_fraction={max_bad_fraction}, cache_gb={cache_gb}", where="data")
+        self.sources = [Source(path)] if isinstance(path, str) else list(path)
+        if not self.sources:
+            raise ConfigError("no dataset is named", where="data.path")
+        self.global_batch_size, self.num_workers, self.seed = global_batch_size, num_workers, seed
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
+        self.eval_path, self.batching, self.window = eval_path, batching, window
+        self.cache = ShardCache(cache_dir, int(cache_gb * 1e9))
+        self.quarantine, self.max_bad_fraction = quarantine, max_bad_fraction
         self.index: Index | None = None
+        self._indexes: dict[str, Index] = {}
+        self._resumed: Position | None = None
+        self._stage = "fit"
+        self._faults: dict[str, FaultLog] = {}
+        self._batches = 0
 
     def setup(self, stage: str) -> None:
-        self.index = Index.load(self.path)
+        self._stage, self._resumed, self._faults = stage, None, {}
+        self.index = self._index(self.sources[0].path)
 
     def check(self, encoders: Mapping[str, Preprocessor], stage: str) -> None:
         """Find out that the shards cannot feed a run before it starts.
@@ -60,13 +118,14 @@ class ShardDataModule(pl.LightningDataModule):
         Raises:
             MmrepError: If the index, a split or a shard is missing, or a modality or its kind does not fit.
         """
-        index = Index.load(self.path)
-        check_modalities(index, encoders)
         splits = {"fit": (self.train_split, self.val_split), "validate": (self.val_split,)}.get(
             stage, (self.test_split,)
         )
         for split in splits:
-            Plan(len(Samples(index, split)), self.global_batch_size, self.seed, split == self.train_split)
+            train = stage == "fit" and split == self.train_split
+            parts = self._parts(split, train=train)
+            check_modalities([samples.index for samples in parts], encoders)
+            self._plan(parts, list(encoders), train=train)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_split, train=True)
@@ -80,22 +139,119 @@ class ShardDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.test_split, train=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream: equal on all ranks, and independent of their number."""
+        return self._here().to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a place, in training.
+
+        Raises:
+            CheckpointError: If the data or their order are not those of the checkpoint.
+        """
+        if self._stage == "fit":
+            saved = Position.from_dict(state_dict)
+            saved.check(self._here())
+            self._resumed = saved
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Note the faulty samples of a batch; now and then the ranks add up theirs, and stop together if they are too many."""
+        trainer = self.trainer
+        assert trainer is not None, "Lightning calls this"
+        split = self.train_split if trainer.training else self.val_split
+        log = self._faults.get(split)
+        if log is not None:
+            log.add(batch.faults)
+            self._batches += 1
+            if world_size() == 1 or self._batches % COUNT_FAULTS_EVERY == 0:
+                self._check_faults()
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        if self._faults and self.trainer is not None and self.trainer.state.finished:
+            self._check_faults()
+
+    def _check_faults(self) -> None:
+        for log in self._faults.values():
+            log.check(int(sum_over_ranks(torch.tensor([log.distinct], dtype=torch.int64, device=self._device()))))
+
+    def _here(self) -> Position:
+        """Where the training stands: the batch that comes next."""
+        trainer = self.trainer
+        epoch, batch = 0, 0
+        if trainer is not None:
+            epoch, progress = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current
+            batch = progress.processed  # type: ignore[attr-defined]  # declared by a subclass only
+            if batch >= trainer.num_training_batches:
+                epoch, batch = epoch + 1, 0
+        return Position(
+            epoch,
+            batch,
+            {
+                "data.seed": self.seed,
+                "data.global_batch_size": self.global_batch_size,
+                "data.batching": self.batching,
+                "data.window": self.window,
+                "data.train_split": self.train_split,
+                "data.path": [
+                    [self._index(source.path).fingerprint, source.weight, source.split] for source in self.sources
+                ],
+            },
+        )
+
+    def _position(self) -> tuple[int, int]:
+        """Epoch and first batch of a pass that begins now."""
+        trainer = self.trainer
+        assert trainer is not None, "a trainer is attached before its loaders are made"
+        saved = self._resumed
+        # Lightning may ask for the first batches before it has restored its own epoch.
+        if saved is not None and saved.epoch >= trainer.current_epoch:
+            return saved.epoch, saved.batch
+        return trainer.current_epoch, 0
+
     def _loader(self, split: str, *, train: bool) -> DataLoader[Batch]:
         trainer = self.trainer
-        assert self.index is not None, "Lightning calls setup() before it asks for loaders"
         assert trainer is not None, "a trainer is attached before its loaders are made"
         if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
             raise ConfigError(
                 "the plan shares samples over ranks itself", fix="give Trainer(use_distributed_sampler=False)"
             )
         encoders = cast(Mapping[str, Preprocessor], cast(Any, trainer.lightning_module.model).by_modality)
+        parts = self._parts(split, train=train)
+        fitting = self._stage == "fit"
+        if fitting:
+            quarantine = Path(self.quarantine) if self.quarantine else None
+            self._faults[split] = FaultLog(quarantine, sum(len(samples) for samples in parts), self.max_bad_fraction)
+        plan = self._plan(parts, list(encoders), train=train)
         return make_loader(
-            ShardDataset(Samples(self.index, split), encoders, train=train, seed=self.seed),
+            ShardDataset(parts, encoders, plan=plan, train=train, seed=self.seed, replace=fitting),
             encoders,
-            self.global_batch_size,
             num_workers=self.num_workers,
-            epoch=lambda: trainer.current_epoch,
+            position=self._position if train else from_the_start,
             rank=trainer.global_rank,
             world=trainer.world_size,
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
+
+    def _plan(self, parts: Sequence[Samples], modalities: list[str], *, train: bool) -> Plan:
+        contents = [samples.contents(modalities) for samples in parts]
+        weights = [source.weight for source in self.sources] if train and len(parts) > 1 else ()
+        return Plan(contents, self.global_batch_size, self.seed, train, weights, self.batching, self.window)
+
+    def _parts(self, split: str, *, train: bool) -> list[Samples]:
+        if train:
+            return [Samples(self._index(s.path), s.split or split, self.cache) for s in self.sources]
+        indexes = [
+            self._index(path) for path in ([self.eval_path] if self.eval_path else [s.path for s in self.sources])
+        ]
+        having = [index for index in indexes if split in index.splits]
+        return [Samples(index, split, self.cache) for index in having or indexes[:1]]
+
+    def _index(self, path: str) -> Index:
+        if path not in self._indexes:
+            self._indexes[path] = Index.load(path, self.cache)
+        return self._indexes[path]
+
+    def _device(self) -> torch.device:
+        assert self.trainer is not None, "a trainer is attached before it trains"
+        return self.trainer.strategy.root_device

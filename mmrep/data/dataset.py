@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmrep.batch import Batch, Input
+from mmrep.batch import Batch, Fault, Input
 from mmrep.data.collate import Collate, Sample
 from mmrep.data.decode import decode
+from mmrep.data.faults import MOST_IN_A_ROW
 from mmrep.data.index import Index
-from mmrep.data.plan import PADDING, Plan, PlanSampler
-from mmrep.data.reader import Samples
-from mmrep.errors import ConfigError, DataError, did_you_mean
+from mmrep.data.plan import PADDING, Plan, PlannedBatch, PlanSampler, from_the_start
+from mmrep.data.prefetch import Prefetcher
+from mmrep.data.reader import Samples, Stored, Where
+from mmrep.errors import ConfigError, DataError, MmrepError, SampleError, did_you_mean
 
 GROUP = "@group"
 """The label that holds a digest of the index's group key; the @ keeps it apart from fields of the user's JSON."""
@@ -33,74 +36,189 @@ class Preprocessor(Protocol):
 
 
 class ShardDataset(Dataset[Any]):
-    """Reads, decodes and transforms samples of a split by ``(epoch, number)``.
+    """Reads, decodes and transforms the samples of a `PlannedBatch`.
 
-    In training the random numbers of a sample's augmentation depend on (seed, epoch, number) alone: neither on the
+    In training the random numbers of a sample's augmentation depend on (seed, cycle, sample) alone: neither on the
     worker nor on what was loaded before.
 
     Args:
-        samples: The samples' bytes.
+        parts: The samples, of one dataset or of several that are blended.
         encoders: Modality -> what prepares it.
+        plan: Of the batches; made of the parts by default.
         train: Whether transforms may be random. Outside training, samples also carry digests of their contents.
-        seed: Of the augmentation.
+        seed: Of the order and of the augmentation.
+        replace: Whether a faulty sample is replaced by the next planned spare (in training) or left out (in evaluation),
+            and reported with the batch. By default it is an error: figures are of all samples, or of none.
     """
 
-    def __init__(self, samples: Samples, encoders: Mapping[str, Preprocessor], *, train: bool, seed: int) -> None:
-        check_modalities(samples.index, encoders)
-        self.samples, self.train, self.seed = samples, train, seed
+    def __init__(
+        self,
+        parts: Samples | Sequence[Samples],
+        encoders: Mapping[str, Preprocessor],
+        *,
+        plan: Plan | None = None,
+        global_batch_size: int = 1,
+        train: bool = False,
+        seed: int = 0,
+        replace: bool = False,
+    ) -> None:
+        self.parts = [parts] if isinstance(parts, Samples) else list(parts)
+        check_modalities([samples.index for samples in self.parts], encoders)
+        self.train, self.seed, self.replace = train, seed, replace
         self.transforms = {name: encoder.preprocess(train) for name, encoder in encoders.items()}
-        self.classes = {
-            name: {value: number for number, value in enumerate(label.classes)}
-            for name, label in samples.index.labels.items()
-        }
+        contents = [samples.contents(list(encoders)) for samples in self.parts]
+        self.plan = plan or Plan(contents, global_batch_size, seed, train)
+        self.classes = _shared_classes([samples.index for samples in self.parts])
+        self.prefetcher = Prefetcher(self.parts)
+        self._wanted = [_wanted(samples, list(encoders)) for samples in self.parts]
 
     @property
     def label_names(self) -> list[str]:
         contents = [] if self.train else [content_label(name) for name in self.transforms]
-        group = [GROUP] if self.samples.index.group_key else []
+        group = [GROUP] if any(samples.index.group_key for samples in self.parts) else []
         return [*group, *self.classes, *contents]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return sum(len(samples) for samples in self.parts)
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
-        epoch, number = place
-        if number == PADDING:
-            return Sample(key="")
-        sample = Sample(key=self.samples.locations[number].key, labels=self._labels(number))
+    def __getitem__(self, number: int) -> Sample:
+        """A sample of the first part by its number, in its first pass."""
+        return self.load(0, 0, number)
+
+    def __getitems__(self, batch: PlannedBatch) -> list[Sample] | MmrepError:
+        """The samples of a batch; an error is handed over, so that it arrives as it is and not as a worker's traceback."""
+        try:
+            return self._load_batch(batch)
+        except MmrepError as error:
+            return error
+
+    def load(self, part: int, cycle: int, number: int) -> Sample:
+        """One sample.
+
+        Args:
+            part: Of which dataset.
+            cycle: In which pass over it: decides on the augmentation.
+            number: Which.
+
+        Raises:
+            SampleError: If its contents cannot be used.
+        """
+        columns, names = self._wanted[part]
+        return self._prepare(part, cycle, number, names, self.parts[part].read_many(np.array([number]), columns)[0])
+
+    def _load_batch(self, batch: PlannedBatch) -> list[Sample]:
+        self.prefetcher.look_ahead(self.plan, batch)
+        samples = [Sample(key="") for _ in range(len(batch))]
+        for part, source in enumerate(self.parts):
+            (slots,) = ((batch.parts == part) & (batch.samples != PADDING)).nonzero()
+            columns, names = self._wanted[part]
+            stored = source.read_many(batch.samples[slots], columns)
+            for slot, members in zip(slots.tolist(), stored, strict=True):
+                cycle, number = int(batch.cycles[slot]), int(batch.samples[slot])
+                try:
+                    samples[slot] = self._prepare(part, cycle, number, names, members)
+                except SampleError as error:
+                    if not self.replace:
+                        raise
+                    samples[slot] = self._replacement(batch, slot, part, cycle, number, error)
+        return samples
+
+    def _replacement(
+        self, batch: PlannedBatch, slot: int, part: int, cycle: int, number: int, error: SampleError
+    ) -> Sample:
+        """What stands in for a faulty sample: the first spare that is whole; in evaluation no sample at all."""
+        faults = [self._fault(part, number, error)]
+        if not self.train:
+            return Sample(key="", faults=faults)
+        for spare in self.plan.spares(batch.epoch, batch.number, batch.first + slot):
+            try:
+                sample = self.load(part, cycle, spare)
+                sample.faults = faults
+                return sample
+            except SampleError as another:
+                faults.append(self._fault(part, spare, another))
+                if len(faults) >= MOST_IN_A_ROW:
+                    break
+        raise DataError(
+            f"a faulty sample has no spare: {len(faults)} in a row cannot be used, the first: {error.what}",
+            where=error.where,
+            fix="check the shards: mmrep data check",
+        )
+
+    def _fault(self, part: int, number: int, error: SampleError) -> Fault:
+        samples = self.parts[part]
+        return Fault(samples.shard(number).name, samples.key(number), error.modality, error.reason, error.what)
+
+    def _prepare(
+        self, part: int, cycle: int, number: int, names: Sequence[str | None], members: Sequence[Stored]
+    ) -> Sample:
+        samples = self.parts[part]
+        sample = Sample(key=samples.key(number))
         with torch.random.fork_rng(devices=[], enabled=self.train):
             if self.train:
                 # torch.manual_seed would seed every device too, which costs more than decoding a small picture
-                torch.default_generator.manual_seed(_digest(f"{self.seed} {epoch} {number}".encode()))
-            for modality in self.transforms:
-                self._fill(sample, number, modality)
+                torch.default_generator.manual_seed(_digest(f"{self.seed} {part} {cycle} {number}".encode()))
+            for name, stored in zip(names, members, strict=True):
+                if stored is None:
+                    continue
+                try:
+                    if isinstance(stored, SampleError):
+                        raise stored
+                    if name is None:
+                        sample.labels |= self._labels(part, number, stored[1])
+                    else:
+                        self._fill(sample, samples, number, name, *stored)
+                except SampleError as error:
+                    error.modality = name or "json"
+                    raise
         return sample
 
-    def _fill(self, sample: Sample, number: int, modality: str) -> None:
-        extension = self.samples.extension_of(number, modality)
-        if extension is None:
-            return
-        data = self.samples.read(number, extension)
-        kind = self.samples.index.modalities[modality].kind
-        sample.values[modality] = self.transforms[modality](
-            decode(kind, extension, data, self.samples.locations[number])
-        )
+    def _fill(self, sample: Sample, samples: Samples, number: int, modality: str, extension: str, data: bytes) -> None:
+        raw = decode(samples.index.modalities[modality].kind, extension, data, Where(samples, number))
+        try:
+            sample.values[modality] = self.transforms[modality](raw)
+        except Exception as error:
+            error.add_note(f"while preparing '{modality}' of {samples.where(number)}")
+            raise
         if not self.train:
             sample.labels[content_label(modality)] = _digest(data)
 
-    def _labels(self, number: int) -> dict[str, int]:
-        key = self.samples.index.group_key
-        if "json" not in self.samples.locations[number].members or not (key or self.classes):
-            return {}
-        record = decode("json", "json", self.samples.read(number, "json"), self.samples.locations[number])
+    def _labels(self, part: int, number: int, data: bytes) -> dict[str, int]:
+        samples = self.parts[part]
+        record = decode("json", "json", data, Where(samples, number))
         if not isinstance(record, dict):
-            raise DataError("the json is no object", where=self.samples.locations[number])
-        labels = {}
+            raise SampleError("the json is no object", where=Where(samples, number))
+        labels, key = {}, samples.index.group_key
         if key and record.get(key) is not None:
-            labels[GROUP] = _digest(str(record[key]).encode())
-        for name, classes in self.classes.items():
-            labels[name] = _class_number(record.get(name), classes)
+            prefix = f"{part} " if part else ""  # equal values of two datasets need not mean the same
+            labels[GROUP] = _digest(f"{prefix}{record[key]}".encode())
+        for name in samples.index.labels.keys() & self.classes.keys():
+            labels[name] = _class_number(record.get(name), self.classes[name])
         return labels
+
+
+def _wanted(samples: Samples, modalities: Sequence[str]) -> tuple[list[list[int]], list[str | None]]:
+    """What to read of each sample: columns, and the modality that they carry; None for the JSON of the labels."""
+    names: list[str | None] = [name for name in modalities if name in samples.index.modalities]
+    columns = [samples.columns(str(name)) for name in names]
+    index = samples.index
+    if (index.group_key or index.labels) and "json" in index.extensions:
+        columns.append([index.extensions.index("json")])
+        names.append(None)
+    return columns, names
+
+
+def _shared_classes(indexes: Sequence[Index]) -> dict[str, dict[str, int]]:
+    """The classes of each label; a label to which two datasets give different classes is none."""
+    listed: dict[str, list[list[str]]] = {}
+    for index in indexes:
+        for name, label in index.labels.items():
+            listed.setdefault(name, []).append(label.classes)
+    return {
+        name: {value: number for number, value in enumerate(classes[0])}
+        for name, classes in listed.items()
+        if all(other == classes[0] for other in classes)
+    }
 
 
 def _class_number(value: Any, classes: Mapping[str, int]) -> int:
@@ -118,43 +236,71 @@ def content_label(modality: str) -> str:
     return f"@content:{modality}"
 
 
-def check_modalities(index: Index, encoders: Mapping[str, Preprocessor]) -> None:
+def check_modalities(indexes: Sequence[Index], encoders: Mapping[str, Preprocessor]) -> None:
     """Refuse encoders that the shards cannot feed.
 
     Raises:
-        ConfigError: If a modality is not in the index, or its kind is not the encoder's.
+        ConfigError: If a modality is in no index, or its kind is not the encoder's.
     """
     for name, encoder in encoders.items():
-        if name not in index.modalities:
+        having = [index for index in indexes if name in index.modalities]
+        if not having:
+            known = [modality for index in indexes for modality in index.modalities]
             raise ConfigError(
-                f"the shards have no modality '{name}'", where=index.folder, fix=did_you_mean(name, index.modalities)
+                f"the shards have no modality '{name}'", where=indexes[0].root, fix=did_you_mean(name, known)
             )
-        if (kind := index.modalities[name].kind) != encoder.kind:
-            raise ConfigError(
-                f"modality '{name}' is {kind}, its encoder {type(encoder).__name__} takes {encoder.kind}",
-                where=index.folder,
-            )
+        for index in having:
+            if (kind := index.modalities[name].kind) != encoder.kind:
+                raise ConfigError(
+                    f"modality '{name}' is {kind}, its encoder {type(encoder).__name__} takes {encoder.kind}",
+                    where=index.root,
+                )
+
+
+class ShardLoader(DataLoader[Batch]):
+    """A DataLoader of `Batch` es that raises what a worker met as the error it was.
+
+    It is stateful in name only: the place in the stream is the data module's, equal on all ranks.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader declares its private iterator
+        for batch in super().__iter__():
+            if isinstance(batch, MmrepError):
+                raise batch
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class _CollateOrError(Collate):
+    """Lets an error through, which arrives in place of samples."""
+
+    def __call__(self, samples: Sequence[Sample] | MmrepError) -> Batch | MmrepError:  # type: ignore[override]  # widened
+        return samples if isinstance(samples, MmrepError) else super().__call__(samples)
 
 
 def make_loader(
     dataset: ShardDataset,
     encoders: Mapping[str, Preprocessor],
-    global_batch_size: int,
     *,
     num_workers: int = 0,
-    epoch: Callable[[], int] = lambda: 0,
+    position: Callable[[], tuple[int, int]] = from_the_start,
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
+) -> ShardLoader:
     """A sized loader of this rank's `Batch` es, in the order of the plan."""
-    plan = Plan(len(dataset), global_batch_size, dataset.seed, dataset.train)
     blanks = {name: encoder.blank(dataset.train) for name, encoder in encoders.items()}
-    return DataLoader(
+    return ShardLoader(
         dataset,
-        batch_sampler=PlanSampler(plan, epoch, rank, world),
+        # One object in place of a list of numbers: the dataset reads a batch at a time.
+        batch_sampler=PlanSampler(dataset.plan, position, rank, world),  # type: ignore[arg-type]  # for that reason
         num_workers=num_workers,
-        collate_fn=Collate(blanks, dataset.label_names),
+        collate_fn=_CollateOrError(blanks, dataset.label_names),
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
     )

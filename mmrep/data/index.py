@@ -1,33 +1,29 @@
-"""`index.json`: what lies beside the shards and says what is in them.
+"""`index.json` and the arrays beside it: what says which samples are in the shards, and where their bytes lie.
 
-`build_index` makes it in one pass over the shards; `Index.load` reads it and refuses what it cannot trust.
+`mmrep.data.build` makes it in one pass over the shards; `Index.load` reads it and refuses what it cannot trust.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmrep.data.decode import decode
-from mmrep.data.tar import Member, walk
+from mmrep.data.decode import KINDS
+from mmrep.data.locations import is_url, join
+from mmrep.data.member_table import FILES, MemberTable
+from mmrep.data.scan import sha256
+from mmrep.data.shard_cache import ShardCache, download, retried
 from mmrep.errors import DataError, did_you_mean
 
-FORMAT = "mmrep-index-1"
-KINDS: dict[str, tuple[str, ...]] = {
-    "image": ("png", "jpg", "jpeg", "webp"),
-    "text": ("txt",),
-    "audio": ("flac", "wav", "ogg", "mp3"),
-    "array": ("npy",),
-}
-"""What a modality can be, and the extensions that may carry it: the allow-list of formats."""
-
-UNSAFE_EXTENSIONS = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "npz", "gz", "bin"})
-"""Formats that other readers unpickle or unpack without a bound: a shard with them is refused."""
+FORMAT = "mmrep-index-2"
+MAX_INDEX_BYTES = 1 << 30
+AGAIN = "make it anew: mmrep data index"
 
 
 @dataclass(frozen=True)
@@ -55,24 +51,50 @@ class Label:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its name relative to the index, its size, its digest, and how many samples it holds."""
+    """One tar.
+
+    Attributes:
+        name: Relative to where the shards are.
+        bytes, sha256: Of the file.
+        samples: How many it holds.
+        presence: How many of them have which set of extensions: ``{"jpg+txt": 9, "txt": 1}``.
+    """
 
     name: str
     bytes: int
     sha256: str
     samples: int
+    presence: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Index:
-    """The contents of an index.json, and the folder it lies in."""
+    """The contents of an index.json, its arrays, and the folder they lie in.
+
+    Attributes:
+        folder: Where index.json is.
+        shards: The tars, in the order of the arrays' rows.
+        modalities: Name -> how it is stored.
+        splits: Split -> names of its shards.
+        extensions: Columns of the arrays.
+        source: Folder or URL of the shards; None where they lie beside index.json.
+        group_key: Field of the samples' JSON; samples with equal values are right answers to each other.
+        labels: Fields of the samples' JSON that hold a class.
+        excluded: ``shard:key`` of samples that are left out.
+        provenance, licences: What the data set's maker says of it.
+        table: Where the members lie.
+    """
 
     folder: Path
     shards: tuple[Shard, ...]
     modalities: dict[str, Modality]
     splits: dict[str, list[str]]
+    extensions: tuple[str, ...]
+    table: MemberTable = field(repr=False, compare=False)
+    source: str | None = None
     group_key: str | None = None
     labels: dict[str, Label] = field(default_factory=dict)
+    excluded: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     licences: dict[str, Any] = field(default_factory=dict)
 
@@ -80,7 +102,18 @@ class Index:
     def fingerprint(self) -> str:
         """A digest of all shards: two indexes with the same fingerprint hold the same samples in the same order."""
         lines = "".join(f"{shard.name} {shard.sha256}\n" for shard in self.shards)
+        lines += "".join(f"without {sample}\n" for sample in self.excluded)
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def root(self) -> str:
+        """Folder or URL of the shards."""
+        return self.source or str(self.folder)
+
+    @property
+    def arrays(self) -> Path:
+        """Folder of the arrays: its name says which shards they are of."""
+        return self.folder / _arrays_name(self.fingerprint)
 
     def split(self, name: str) -> list[Shard]:
         """The shards of a split.
@@ -94,133 +127,50 @@ class Index:
         return [by_name[shard] for shard in self.splits[name]]
 
     def save(self) -> Path:
-        """Write ``index.json`` beside the shards, by a temporary file and a rename."""
-        content = {"format": FORMAT, **asdict(self), "fingerprint": self.fingerprint}
-        del content["folder"]
+        """Write the arrays and ``index.json``, each beside and renamed; the JSON last: it never names what is not there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = self.folder / f"{self.arrays.name}.part"
+        shutil.rmtree(beside, ignore_errors=True)
+        self.table.save(beside)
+        content = {
+            "format": FORMAT,
+            **{name: value for name, value in _plain(self).items() if name not in ("folder", "table")},
+            "arrays": {
+                name: {"bytes": (beside / name).stat().st_size, "sha256": sha256(beside / name)} for name in FILES
+            },
+            "fingerprint": self.fingerprint,
+        }
+        shutil.rmtree(self.arrays, ignore_errors=True)
+        beside.replace(self.arrays)
         path = self.folder / "index.json"
-        beside = path.with_suffix(".json.part")
-        beside.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return beside.replace(path)
+        part = path.with_suffix(".json.part")
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.replace(path)
+        for earlier in self.folder.glob("index-" + "[0-9a-f]" * 16):
+            if earlier != self.arrays:
+                shutil.rmtree(earlier, ignore_errors=True)
+        return path
 
     @classmethod
-    def load(cls, folder: Path | str) -> Index:
-        """Read ``folder/index.json`` (or that file itself).
+    def load(cls, place: Path | str, cache: ShardCache | None = None) -> Index:
+        """Read the index.json of a folder or URL (or that file itself), and map its arrays.
+
+        Args:
+            place: The folder or URL.
+            cache: Where to keep the index of a URL.
 
         Raises:
             DataError: If there is none, or it is not one that mmrep wrote.
         """
-        path = Path(folder)
+        if is_url(str(place)):
+            return _load_remote(str(place).removesuffix("index.json").rstrip("/"), cache or ShardCache())
+        path = Path(place)
         path = path / "index.json" if path.suffix != ".json" else path
         if not path.is_file():
             raise DataError("no index.json", where=path.parent, fix=_missing_advice(path.parent))
-        try:
-            return _parse(json.loads(path.read_text(encoding="utf-8")), path.parent)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-            raise DataError(f"broken index ({error})", where=path, fix="make it anew: mmrep data index") from error
-
-
-def build_index(
-    folder: Path | str,
-    modalities: Mapping[str, Modality],
-    *,
-    splits: Mapping[str, Sequence[str]] | None = None,
-    group_key: str | None = None,
-    labels: Mapping[str, Label] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    licences: Mapping[str, Any] | None = None,
-) -> Index:
-    """Scan all tars below a folder and describe them. Nothing is written: see `Index.save`.
-
-    Args:
-        folder: Where the shards are.
-        modalities: Name -> how it is stored.
-        splits: Split -> shard names; by default a shard's split is its name up to the number ("train-0001.tar"), or its
-            subfolder ("train/0001.tar").
-        group_key: Field of the samples' JSON; samples with equal values are right answers to each other.
-        labels: Fields of the samples' JSON that hold a class (by name, or by number in ``classes``).
-
-    Raises:
-        DataError: If there are no shards, one is damaged, or a modality is in none of them.
-    """
-    root = Path(folder)
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar"))
-    if not names:
-        raise DataError("no shards (*.tar)", where=root, fix="give the folder that holds them")
-    shards, seen = [], set[str]()
-    for name in names:
-        samples = list(group_members(root / name))
-        seen.update(extension for _, members in samples for extension in members)
-        shards.append(Shard(name, (root / name).stat().st_size, sha256(root / name), len(samples)))
-    for modality, stored in modalities.items():
-        if not seen.intersection(stored.extensions):
-            raise DataError(
-                f"no member has an extension of modality '{modality}'", where=root, fix=f"there are: {sorted(seen)}"
-            )
-    by_split = {name: list(members) for name, members in (splits or _splits_by_name(names)).items()}
-    return Index(
-        root,
-        tuple(shards),
-        dict(modalities),
-        by_split,
-        group_key,
-        dict(labels or {}),
-        dict(provenance or {}),
-        dict(licences or {}),
-    )
-
-
-def group_members(shard: Path) -> list[tuple[str, dict[str, Member]]]:
-    """The samples of a shard, in order: ``(key, {extension: member})``, by WebDataset's convention.
-
-    A sample's members lie side by side and share the name up to the first dot of the file name.
-
-    Raises:
-        DataError: On a key that appears in two places, a repeated extension, or an unsafe format.
-    """
-    samples: list[tuple[str, dict[str, Member]]] = []
-    keys: set[str] = set()
-    for member in walk(shard):
-        folder, _, file = member.name.rpartition("/")
-        stem, dot, extension = file.partition(".")
-        if not dot or not stem:
-            continue  # WebDataset reads no sample from a name without an extension, a README say
-        extension = extension.lower()
-        if extension.rsplit(".", 1)[-1] in UNSAFE_EXTENSIONS or extension.startswith("__"):
-            raise DataError(
-                f"'{member.name}' is of an unsafe format", where=shard, fix="store png, jpg, txt, flac, npy or json"
-            )
-        key = f"{folder}/{stem}" if folder else stem
-        if not samples or samples[-1][0] != key:
-            if key in keys:
-                raise DataError(
-                    f"the members of sample '{key}' do not lie side by side", where=shard, fix="sort them by name"
-                )
-            keys.add(key)
-            samples.append((key, {}))
-        if extension in samples[-1][1]:
-            raise DataError(f"sample '{key}' has two members .{extension}", where=shard)
-        samples[-1][1][extension] = member
-    return samples
-
-
-def label_classes(folder: Path | str, key: str) -> list[str]:
-    """All values that a field of the samples' JSON takes, sorted: the classes of a label.
-
-    Raises:
-        DataError: If no sample has the field.
-    """
-    found: set[str] = set()
-    for path in sorted(Path(folder).rglob("*.tar")):
-        for name, members in group_members(path):
-            if (member := members.get("json")) is not None:
-                with path.open("rb") as file:
-                    file.seek(member.offset)
-                    record = decode("json", "json", file.read(member.size), f"{path}:{name}")
-                if isinstance(record, dict) and record.get(key) is not None:
-                    found.add(str(record[key]))
-    if not found:
-        raise DataError(f"no sample's json has the field '{key}'", where=folder)
-    return sorted(found)
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise DataError(f"an index of {path.stat().st_size} bytes", where=path, fix=AGAIN)
+        return _read(path)
 
 
 def kind_of(extension: str) -> str:
@@ -236,30 +186,124 @@ def kind_of(extension: str) -> str:
     raise DataError(f"no decoder for '.{extension}'", fix=did_you_mean(extension, known))
 
 
-def _parse(content: dict[str, Any], folder: Path) -> Index:
+def _plain(index: Index) -> dict[str, Any]:
+    plain = {name: getattr(index, name) for name in index.__dataclass_fields__}
+    plain["shards"] = [asdict(shard) for shard in index.shards]
+    plain["modalities"] = {name: asdict(modality) for name, modality in index.modalities.items()}
+    plain["labels"] = {name: asdict(label) for name, label in index.labels.items()}
+    return plain
+
+
+def _read(path: Path, source: str | None = None, arrays: Path | None = None) -> Index:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _parse(content, path.parent, source, arrays)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"broken index ({error})", where=path, fix=AGAIN) from error
+
+
+def _parse(content: dict[str, Any], folder: Path, source: str | None, arrays: Path | None) -> Index:
     if content["format"] != FORMAT:
-        raise DataError(f"an index of format '{content['format']}'", where=folder, fix=f"this version reads {FORMAT}")
+        fix = f"this version reads {FORMAT}; {AGAIN} {folder} keeps its modalities, splits and labels"
+        raise DataError(f"an index of format '{content['format']}'", where=folder, fix=fix)
     shards = tuple(Shard(**shard) for shard in content["shards"])
     for name in (shard.name for shard in shards):
         if name.startswith("/") or ".." in name.split("/") or ":" in name:
             raise DataError(f"the index names a shard outside its folder, {name!r}", where=folder)
+    table = _load_table(content, arrays or folder / _arrays_name(content["fingerprint"]))
     index = Index(
         folder,
         shards,
         {name: Modality(tuple(item["extensions"]), item["kind"]) for name, item in content["modalities"].items()},
         {name: list(members) for name, members in content["splits"].items()},
+        tuple(content["extensions"]),
+        table,
+        _source(content["source"], source),
         content["group_key"],
         {name: Label(**label) for name, label in content["labels"].items()},
+        tuple(content["excluded"]),
         content["provenance"],
         content["licences"],
     )
-    if index.fingerprint != content["fingerprint"]:
-        raise DataError(
-            "the index does not match its own fingerprint", where=folder, fix="make it anew: mmrep data index"
-        )
-    if unknown := {name for names in index.splits.values() for name in names} - {shard.name for shard in shards}:
-        raise DataError(f"a split names shards that the index lacks: {sorted(unknown)}", where=folder)
+    _check_consistent(index, content["fingerprint"])
     return index
+
+
+def _source(named: str | None, fetched_from: str | None) -> str | None:
+    """Where the shards are; an index from elsewhere may name a URL, but no folder of this machine."""
+    if named is not None and (is_url(named) or fetched_from is None):
+        return named
+    return fetched_from
+
+
+def _check_consistent(index: Index, fingerprint: str) -> None:
+    if index.fingerprint != fingerprint:
+        raise DataError("the index does not match its own fingerprint", where=index.folder, fix=AGAIN)
+    if unknown := {name for names in index.splits.values() for name in names} - {shard.name for shard in index.shards}:
+        raise DataError(f"a split names shards that the index lacks: {sorted(unknown)}", where=index.folder)
+    if len(index.table) != sum(shard.samples for shard in index.shards):
+        raise DataError("the arrays of the index are not of its shards", where=index.folder, fix=AGAIN)
+    for shard in index.shards:
+        if sum(shard.presence.values()) != shard.samples:
+            raise DataError("the index contradicts itself", where=f"{index.folder}:{shard.name}", fix=AGAIN)
+
+
+def _load_table(content: dict[str, Any], folder: Path) -> MemberTable:
+    if not re.fullmatch(r"[0-9a-f]{64}", content["fingerprint"]):
+        raise DataError("the index does not match its own fingerprint", where=folder.parent, fix=AGAIN)
+    for name in FILES:
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != content["arrays"][name]["bytes"]:
+            raise DataError(f"the index lacks its array {name}, or it is cut short", where=folder, fix=AGAIN)
+    return MemberTable.load(folder, content["extensions"])
+
+
+def check_arrays(index: Index) -> None:
+    """Compare the arrays with the digests in index.json.
+
+    Raises:
+        DataError: If one has changed.
+    """
+    content = json.loads((index.folder / "index.json").read_text(encoding="utf-8"))
+    for name in FILES:
+        if sha256(index.arrays / name) != content["arrays"][name]["sha256"]:
+            raise DataError(f"the array {name} of the index has changed", where=index.arrays, fix=AGAIN)
+
+
+def _load_remote(root: str, cache: ShardCache) -> Index:
+    """The index of a URL, copied into the cache."""
+    folder = cache.folder / "indexes" / hashlib.sha256(root.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"index.json.{os.getpid()}.part"
+    retried(lambda: download(join(root, "index.json"), part, MAX_INDEX_BYTES), root)
+    try:
+        content = json.loads(part.read_text(encoding="utf-8"))
+        fingerprint, sizes = str(content["fingerprint"]), content["arrays"]
+        if content["format"] != FORMAT or not re.fullmatch(r"[0-9a-f]{64}", fingerprint):
+            raise DataError("no index that this version reads", where=root, fix=AGAIN)
+        copies = {
+            name: cache.get(
+                join(root, f"{_arrays_name(fingerprint)}/{name}"), sizes[name]["sha256"], sizes[name]["bytes"]
+            )
+            for name in FILES
+        }
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise DataError(f"broken index ({error})", where=root, fix=AGAIN) from error
+    arrays = folder / _arrays_name(fingerprint)
+    arrays.mkdir(exist_ok=True)
+    for name, copy in copies.items():
+        # Linked, so that the cache may drop its own name.
+        beside = arrays / f"{name}.{os.getpid()}.part"
+        beside.unlink(missing_ok=True)
+        os.link(copy, beside)
+        beside.replace(arrays / name)
+    path = folder / "index.json"
+    part.replace(path)
+    return _read(path, source=root)
+
+
+def _arrays_name(fingerprint: str) -> str:
+    return f"index-{fingerprint[:16]}"
 
 
 def _missing_advice(folder: Path) -> str:
@@ -268,18 +312,3 @@ def _missing_advice(folder: Path) -> str:
     if any(folder.rglob("*.tar")):
         return f"make one: mmrep data index {folder} --modality image=jpg,png --modality text=txt"
     return "there are no shards either"
-
-
-def _splits_by_name(names: Sequence[str]) -> dict[str, list[str]]:
-    splits: dict[str, list[str]] = {}
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        stem = re.sub(r"[-_.]?\d*\.tar$", "", file)
-        splits.setdefault(stem or folder.replace("/", "-") or "train", []).append(name)
-    return splits
-
-
-def sha256(path: Path) -> str:
-    """Digest of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

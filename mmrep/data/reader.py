@@ -1,111 +1,277 @@
-"""`Samples`: random access to the bytes of every sample of a split."""
+"""`Samples`: the bytes of a split's samples, by number, whole batches at a time."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from mmrep.data.index import Index, Shard, group_members, sha256
-from mmrep.data.tar import Member
-from mmrep.errors import DataError
+import numpy as np
 
+from mmrep.data.decode import MAX_BYTES
+from mmrep.data.index import Index, Shard, kind_of
+from mmrep.data.member_table import MemberTable
+from mmrep.data.order import Contents
+from mmrep.data.scan import scan_shard
+from mmrep.data.shard_cache import ShardCache
+from mmrep.data.shard_files import ShardFiles, mismatch
+from mmrep.errors import DataError, SampleError
 
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where one sample lies: its shard, its key, and its members by extension."""
+Stored = tuple[str, bytes] | SampleError | None
+"""One member as it was read: its extension and its bytes, what is wrong with it, or None where the sample lacks it."""
 
-    shard: Path
-    key: str
-    members: dict[str, Member]
-
-    def __str__(self) -> str:
-        return f"{self.shard.name}:{self.key}"
+GAP = 16 << 10
+"""Bytes between two members up to which one read for both is cheaper than two."""
+MAX_READ = 32 << 20
 
 
 class Samples:
     """The samples of a split in shard order, each readable by its number.
 
-    The shards are checked against the index when this is made, so that a wrong folder fails before the first step and
-    not in the middle of an epoch.
+    The shards' sizes are checked against the index when this is made, so that a wrong folder fails before the first step
+    and not in the middle of an epoch; remote shards are checked when they are fetched.
+
+    Args:
+        index: Of the shards.
+        split: Which.
+        cache: Where remote shards are kept.
 
     Raises:
         DataError: If a shard is missing, or is not the one that was indexed.
     """
 
-    def __init__(self, index: Index, split: str) -> None:
+    def __init__(self, index: Index, split: str, cache: ShardCache | None = None) -> None:
         self.index = index
-        self.locations: list[Location] = []
-        self._files: dict[Path, int] = {}
-        for shard in index.split(split):
-            path = index.folder / shard.name
-            _check_size(path, shard.bytes)
-            self.locations.extend(Location(path, key, members) for key, members in _group_checked(path, shard))
+        self.shards = index.split(split)
+        self.files = ShardFiles(index.root, self.shards, cache)
+        first_rows = dict(
+            zip((s.name for s in index.shards), np.cumsum([0, *(s.samples for s in index.shards)]), strict=False)
+        )
+        self._rows = np.array([first_rows[shard.name] for shard in self.shards], dtype=np.int64)
+        self._starts = np.cumsum([0, *(shard.samples for shard in self.shards)])
+        self._caps = np.array([MAX_BYTES[_kind(extension)] for extension in index.extensions], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.locations)
+        return int(self._starts[-1])
 
-    def read(self, number: int, extension: str) -> bytes:
-        """The bytes of one member of sample ``number``."""
-        location = self.locations[number]
-        member = location.members[extension]
-        data = os.pread(self._descriptor(location.shard), member.size, member.offset)
-        if len(data) != member.size:
-            raise DataError(
-                f"member .{extension} is cut short", where=location, fix="the shard changed while it was read"
-            )
-        return data
+    def key(self, number: int) -> str:
+        """The key of a sample."""
+        return self.index.table.key(int(self._row(np.array([number]))[0]))
+
+    def where(self, number: int) -> str:
+        """Shard and key of a sample, for messages."""
+        return f"{self.shard(number).name}:{self.key(number)}"
+
+    def shard(self, number: int) -> Shard:
+        """The shard that holds a sample."""
+        return self.shards[int(np.searchsorted(self._starts, number, side="right")) - 1]
+
+    def has(self, number: int, extension: str) -> bool:
+        """Whether a sample has a member with an extension."""
+        if extension not in self.index.extensions:
+            return False
+        mask = int(self.index.table.present[self._row(np.array([number]))[0]])
+        return bool(mask >> self.index.extensions.index(extension) & 1)
 
     def extension_of(self, number: int, modality: str) -> str | None:
         """The extension that carries ``modality`` in sample ``number``; None where the sample lacks it."""
-        members = self.locations[number].members
-        return next((ext for ext in self.index.modalities[modality].extensions if ext in members), None)
+        return next((ext for ext in self.index.modalities[modality].extensions if self.has(number, ext)), None)
 
-    def _descriptor(self, shard: Path) -> int:
-        # pread has no shared position, so that a descriptor opened before a fork serves all workers.
-        if shard not in self._files:
-            self._files[shard] = os.open(shard, os.O_RDONLY)
-        return self._files[shard]
+    def read(self, number: int, extension: str) -> bytes:
+        """The bytes of one member of a sample.
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_files": {}}
+        Raises:
+            DataError: If there is none, or it cannot be read.
+            SampleError: If it is damaged.
+        """
+        if not self.has(number, extension):
+            raise DataError(f"no member .{extension}", where=self.where(number))
+        found = self.read_many(np.array([number]), [[self.index.extensions.index(extension)]])[0][0]
+        if isinstance(found, SampleError):
+            raise found
+        assert found is not None, "presence was asked for above"
+        return found[1]
 
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+    def columns(self, modality: str) -> list[int]:
+        """Columns of the table that may carry a modality, the preferred first."""
+        extensions = self.index.extensions
+        return [extensions.index(ext) for ext in self.index.modalities[modality].extensions if ext in extensions]
+
+    def read_many(self, numbers: np.ndarray, wanted: Sequence[Sequence[int]]) -> list[list[Stored]]:
+        """Members of many samples, in as few reads as their places allow, checksums verified.
+
+        Args:
+            numbers: ``[n]``.
+            wanted: What to read of each sample: for each item the columns that may carry it, the preferred first.
+
+        Returns:
+            For each sample, in the order of ``numbers``, one entry for each item of ``wanted``.
+
+        Raises:
+            DataError: If a disk or network fails for good.
+        """
+        rows = self._row(numbers)
+        table = self.index.table
+        present, members = table.present[rows].astype(np.uint64), table.members[rows]
+        result: list[list[Stored]] = [[None] * len(wanted) for _ in range(len(numbers))]
+        places = []
+        for item, columns in enumerate(wanted):
+            column = _first_present(present, columns)
+            (has,) = np.nonzero(column >= 0)
+            found = members[has, column[has]]
+            shards = np.searchsorted(self._starts, numbers[has], side="right") - 1
+            places.append(
+                (shards, found["offset"], found["size"], found["crc32"], has, np.full(len(has), item), column[has])
+            )
+        columns_of_places = (
+            [np.concatenate(parts) for parts in zip(*places, strict=True)] if places else [np.zeros(0)] * 7
+        )
+        order = np.lexsort((columns_of_places[1], columns_of_places[0]))
+        self._read_sorted([column[order].tolist() for column in columns_of_places], numbers, result)
+        return result
+
+    def _read_sorted(self, columns: Sequence[list[int]], numbers: np.ndarray, result: list[list[Stored]]) -> None:
+        """Read places that are sorted by shard and offset; neighbours come with one read."""
+        extensions, caps = self.index.extensions, self._caps.tolist()
+        shards, offsets, sizes, checksums, samples, items, kinds = columns
+        at, count = 0, len(shards)
+        while at < count:
+            if sizes[at] > caps[kinds[at]]:
+                result[samples[at]][items[at]] = self._too_large(
+                    int(numbers[samples[at]]), extensions[kinds[at]], sizes[at]
+                )
+                at += 1
+                continue
+            shard, start, end, until = shards[at], offsets[at], offsets[at] + sizes[at], at + 1
+            while (
+                until < count
+                and shards[until] == shard
+                and offsets[until] - end <= GAP
+                and sizes[until] <= caps[kinds[until]]
+                and offsets[until] + sizes[until] - start <= MAX_READ
+            ):
+                end, until = max(end, offsets[until] + sizes[until]), until + 1
+            view = memoryview(self.files.read(shard, start, end - start))
+            for place in range(at, until):
+                begin = offsets[place] - start
+                data = bytes(view[begin : begin + sizes[place]])
+                sample, extension = samples[place], extensions[kinds[place]]
+                if zlib.crc32(data) == checksums[place]:
+                    result[sample][items[place]] = (extension, data)
+                else:
+                    result[sample][items[place]] = SampleError(
+                        f"member .{extension} is not what was indexed: its checksum differs",
+                        where=self.where(int(numbers[sample])),
+                        fix="copy or write the shard again",
+                        reason="checksum",
+                    )
+            at = until
+
+    def contents(self, modalities: Sequence[str]) -> Contents:
+        """What a plan must know of the split, modality sets counted over some modalities."""
+        columns = [
+            sum(1 << column for column in self.columns(name)) for name in modalities if name in self.index.modalities
+        ]
+        positions = [position for position, name in enumerate(modalities) if name in self.index.modalities]
+        sets = ModalitySets(self, columns, positions)
+        found = [sets.histogram(shard) for shard in self.shards]
+        known = sorted({modality_set for histogram in found for modality_set in histogram} or {0})
+        counts = np.array([[histogram.get(s, 0) for s in known] for histogram in found], dtype=np.int64)
+        return Contents(counts.reshape(len(found), len(known)), tuple(known), sets)
+
+    def rows(self) -> list[tuple[int, Shard]]:
+        """The shards, each with the row of its first sample in the index's table."""
+        return list(zip(self._rows.tolist(), self.shards, strict=True))
+
+    def masks(self, shard: int) -> np.ndarray:
+        """Which extensions the samples of a shard have, a bit each."""
+        first = int(self._rows[shard])
+        masks: np.ndarray = self.index.table.present[first : first + self.shards[shard].samples]
+        return masks
+
+    def _row(self, numbers: np.ndarray) -> np.ndarray:
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        rows: np.ndarray = self._rows[shards] + numbers - self._starts[shards]
+        return rows
+
+    def _too_large(self, number: int, extension: str, size: int) -> SampleError:
+        most = MAX_BYTES[_kind(extension)]
+        return SampleError(
+            f"member .{extension} has {size} bytes, more than {most}", where=self.where(number), reason="too large"
+        )
 
 
-def check_shard(path: Path, shard: Shard) -> None:
-    """Compare a shard with its entry in the index, its digest too.
+@dataclass(frozen=True)
+class Where:
+    """Shard and key of a sample, looked up only when a message needs them."""
+
+    samples: Samples
+    number: int
+
+    def __str__(self) -> str:
+        return self.samples.where(self.number)
+
+
+class ModalitySets:
+    """Which modalities the samples of a shard have: a function that can be sent to another process.
+
+    Args:
+        samples: Of the split.
+        columns: For each modality a mask of the extensions that may carry it.
+        positions: The bit of each modality.
+    """
+
+    def __init__(self, samples: Samples, columns: Sequence[int], positions: Sequence[int]) -> None:
+        self.samples, self.columns, self.positions = samples, columns, positions
+
+    def __call__(self, shard: int) -> np.ndarray:
+        masks = self.samples.masks(shard).astype(np.uint64)
+        sets = np.zeros(len(masks), dtype=np.int64)
+        for columns, position in zip(self.columns, self.positions, strict=True):
+            sets |= ((masks & np.uint64(columns)) != 0).astype(np.int64) << position
+        return sets
+
+    def histogram(self, shard: Shard) -> dict[int, int]:
+        """The same of a whole shard, from the index alone."""
+        counts: dict[int, int] = {}
+        for extensions, count in shard.presence.items():
+            mask = sum(1 << self.samples.index.extensions.index(ext) for ext in extensions.split("+") if ext)
+            modality_set = sum(
+                1 << position for columns, position in zip(self.columns, self.positions, strict=True) if mask & columns
+            )
+            counts[modality_set] = counts.get(modality_set, 0) + count
+        return counts
+
+
+def check_shard(index: Index, shard: Shard, cache: ShardCache | None = None) -> None:
+    """Compare a shard with its entry in the index: size, digest, structure, and the place and checksum of each member.
 
     Raises:
         DataError: If it is not the one that was indexed.
     """
-    _check_size(path, shard.bytes)
-    _group_checked(path, shard)
-    if (digest := sha256(path)) != shard.sha256:
-        raise _mismatch(path, f"sha256 {digest[:12]}", shard.sha256[:12])
+    samples = Samples(replace(index, splits={"": [shard.name]}), "", cache)
+    path = samples.files.local_path(0)
+    scanned = scan_shard(path)
+    if scanned.sha256 != shard.sha256:
+        raise mismatch(path, f"sha256 {scanned.sha256[:12]}", shard.sha256[:12])
+    first, excluded = samples.rows()[0][0], set(index.excluded)
+    kept = [sample for sample in scanned.samples if f"{shard.name}:{sample[0]}" not in excluded]
+    expected, table = MemberTable.build(kept, index.extensions), index.table
+    if len(expected) != shard.samples or not np.array_equal(
+        expected.members, table.members[first : first + shard.samples]
+    ):
+        raise mismatch(path, f"members of {len(expected)} samples", "others")
+    if any(expected.key(row) != table.key(first + row) for row in range(shard.samples)):
+        raise mismatch(path, "keys", "others")
 
 
-def _group_checked(path: Path, shard: Shard) -> list[tuple[str, dict[str, Member]]]:
-    samples = group_members(path)
-    if len(samples) != shard.samples:
-        raise _mismatch(path, f"{len(samples)} samples", f"{shard.samples}")
-    return samples
+def _first_present(present: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    """For each mask the first of some columns that it has; -1 for none."""
+    chosen = np.full(len(present), -1)
+    for column in reversed(columns):
+        chosen[(present >> np.uint64(column) & np.uint64(1)).astype(bool)] = column
+    return chosen
 
 
-def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise DataError(
-            "the index names a shard that is not there", where=path, fix="copy it here, or make the index anew"
-        )
-    if (actual := path.stat().st_size) != expected:
-        raise _mismatch(path, f"{actual} bytes", f"{expected}")
-
-
-def _mismatch(path: Path, actual: str, expected: str) -> DataError:
-    return DataError(
-        f"the shard does not match its index: it has {actual}, the index says {expected}",
-        where=path,
-        fix="make the index anew: mmrep data index",
-    )
+def _kind(extension: str) -> str:
+    return "json" if extension.rsplit(".", 1)[-1] == "json" else kind_of(extension)

@@ -32,7 +32,7 @@ class Encoder(nn.Module):
     """
 
     kind: ClassVar[str]
-    """What it takes: a kind of `mmrep.data.index.KINDS`."""
+    """What it takes: a kind of `mmrep.data.decode.KINDS`."""
 
     def __init__(
         self,

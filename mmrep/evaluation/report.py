@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmrep.data.dataset import ShardDataset
 from mmrep.data.decode import decode
+from mmrep.data.reader import Samples
 from mmrep.errors import ConfigError
 from mmrep.evaluation.embeddings import Embeddings
 from mmrep.evaluation.retrieval import (
@@ -98,15 +98,15 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def draw_examples(
-    path: Path, embeddings: Embeddings, scorer: Scorer, dataset: ShardDataset, direction: Direction, *, rows: int = 8
+    path: Path, embeddings: Embeddings, scorer: Scorer, samples: Samples, direction: Direction, *, rows: int = 8
 ) -> None:
     """Draw evenly spaced queries, each with its best five candidates, right ones framed in green.
 
     Args:
         path: A PNG.
-        embeddings: Of the whole of ``dataset``, in its order.
+        embeddings: Of the whole of ``samples``, in its order.
         scorer: Whose rule ranks.
-        dataset: Where the raw samples are.
+        samples: Where the raw samples are.
         direction: What is asked by what.
         rows: How many queries.
 
@@ -128,9 +128,9 @@ def draw_examples(
     groups = sample_groups(embeddings)
     for line, query, answers in zip(axes, queries.tolist(), best, strict=True):
         for axis, modality in zip(line, direction.given, strict=False):
-            _draw(axis, dataset, query, modality)
+            _draw(axis, samples, query, modality)
         _draw_answers(
-            line[len(direction.given) :], dataset, direction, gallery, answers, gallery.groups == groups[query]
+            line[len(direction.given) :], samples, direction, gallery, answers, gallery.groups == groups[query]
         )
     for axis, title in zip(
         axes[0], [*direction.given, *(f"{direction.target} {n + 1}" for n in range(TOP))], strict=True
@@ -140,25 +140,22 @@ def draw_examples(
     figure.savefig(path, dpi=110)
 
 
-def _draw_answers(
-    line: Any, dataset: ShardDataset, direction: Direction, gallery: Gallery, best: Any, right: Any
-) -> None:
+def _draw_answers(line: Any, samples: Samples, direction: Direction, gallery: Gallery, best: Any, right: Any) -> None:
     for axis, place in zip(line, best.tolist(), strict=False):
-        _draw(axis, dataset, int(gallery.samples[place]), direction.target)
+        _draw(axis, samples, int(gallery.samples[place]), direction.target)
         colour = RIGHT if bool(right[place]) else WRONG
         for side in axis.spines.values():
             side.set(visible=True, color=colour, linewidth=3)
 
 
-def _draw(axis: Any, dataset: ShardDataset, number: int, modality: str) -> None:
+def _draw(axis: Any, samples: Samples, number: int, modality: str) -> None:
     """One sample of one modality, raw, on one pair of axes."""
-    samples = dataset.samples
     extension = samples.extension_of(number, modality)
     axis.set(xticks=[], yticks=[])
     if extension is None:
         return
     kind = samples.index.modalities[modality].kind
-    raw = decode(kind, extension, samples.read(number, extension), samples.locations[number])
+    raw = decode(kind, extension, samples.read(number, extension), samples.where(number))
     if kind == "image":
         axis.imshow(raw)
     elif kind == "audio":

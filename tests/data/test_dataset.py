@@ -9,7 +9,8 @@ import torch
 
 from mmrep.batch import Batch
 from mmrep.data.dataset import ShardDataset, make_loader
-from mmrep.data.index import Index
+from mmrep.data.build import build_index, label_classes
+from mmrep.data.index import Index, Label, Modality
 from mmrep.data.reader import Samples
 from mmrep.data.writer import write_shard
 from mmrep.encoders import ConvImageEncoder, Encoder, FeaturesEncoder, MelAudioEncoder, NgramTextEncoder
@@ -26,8 +27,8 @@ def encoders() -> dict[str, Encoder]:
 
 
 def batches(shards: Path, encoders: dict[str, Encoder], split: str, *, train: bool, workers: int = 0) -> list[Batch]:
-    dataset = ShardDataset(Samples(Index.load(shards), split), encoders, train=train, seed=0)
-    return list(make_loader(dataset, encoders, 8, num_workers=workers))
+    dataset = ShardDataset(Samples(Index.load(shards), split), encoders, global_batch_size=8, train=train)
+    return list(make_loader(dataset, encoders, num_workers=workers))
 
 
 def test_batches_have_shape_type_and_presence(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
@@ -55,22 +56,19 @@ def test_batches_have_shape_type_and_presence(tiny_shards: Path, encoders: dict[
 
 def test_classes_by_name_and_by_number(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
     """Numbers as names sort as text ("1", "10", "2"): 10 is the second class then, not the eleventh."""
-    from mmrep.data.index import Label, Modality, build_index, label_classes
-
     values: list[object] = [1, 2, 10, "2", 99, None]
     samples = [{"__key__": f"k{i}", "txt": "x", "json": {"digit": value}} for i, value in enumerate(values)]
     write_shard(tmp_path / "test-0.tar", [*samples, {"__key__": "list", "txt": "x", "json": [1]}])
-    assert label_classes(tmp_path, "digit") == ["1", "10", "2", "99"]
     text = Modality(("txt",), "text")
+    assert label_classes(build_index(tmp_path, {"text": text}), "digit") == ["1", "10", "2", "99"]
     build_index(tmp_path, {"text": text}, labels={"digit": Label(["1", "10", "2"])}).save()
-    dataset = ShardDataset(Samples(Index.load(tmp_path), "test"), {"text": encoders["text"]}, train=False, seed=0)
-    assert [dataset[(0, i)].labels["digit"] for i in range(len(values))] == [0, 2, 1, 2, -1, -1]
+    dataset = ShardDataset(Samples(Index.load(tmp_path), "test"), {"text": encoders["text"]})
+    assert [dataset[i].labels["digit"] for i in range(len(values))] == [0, 2, 1, 2, -1, -1]
     with pytest.raises(DataError, match=r"no object .*test-0\.tar:list"):
-        dataset[(0, len(values))]
+        dataset[len(values)]
 
 
 def test_an_empty_shard_has_no_batch_and_says_so(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
-    from mmrep.data.index import Modality, build_index
     from mmrep.errors import MmrepError
     from mmrep.evaluation.embeddings import embed_loader
     from mmrep.losses import PairwiseCLIPLoss
@@ -80,9 +78,9 @@ def test_an_empty_shard_has_no_batch_and_says_so(tmp_path: Path, encoders: dict[
     write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "txt": "x"}])
     build_index(tmp_path, {"text": Modality(("txt",), "text")}).save()
     model = MultimodalModel({"text": encoders["text"]}, PairwiseCLIPLoss())
-    dataset = ShardDataset(Samples(Index.load(tmp_path), "test"), model.by_modality, train=False, seed=0)
+    dataset = ShardDataset(Samples(Index.load(tmp_path), "test"), model.by_modality, global_batch_size=4)
     with pytest.raises(MmrepError, match="nothing to evaluate"):
-        embed_loader(model, make_loader(dataset, model.by_modality, 4))
+        embed_loader(model, make_loader(dataset, model.by_modality))
 
 
 def test_workers_change_nothing(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
@@ -95,32 +93,30 @@ def test_workers_change_nothing(tiny_shards: Path, encoders: dict[str, Encoder])
 
 def test_training_is_augmented_and_evaluation_is_not(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
     samples = Samples(Index.load(tiny_shards), "train")
-    train = ShardDataset(samples, encoders, train=True, seed=0)
-    assert not torch.equal(train[(0, 0)].values["audio"], train[(1, 0)].values["audio"])
-    assert torch.equal(train[(1, 0)].values["audio"], train[(1, 0)].values["audio"])
-    plain = ShardDataset(samples, encoders, train=False, seed=0)
-    assert torch.equal(plain[(0, 0)].values["audio"], plain[(1, 0)].values["audio"])
+    train = ShardDataset(samples, encoders, train=True)
+    assert not torch.equal(train.load(0, 0, 0).values["audio"], train.load(0, 1, 0).values["audio"])
+    assert torch.equal(train.load(0, 1, 0).values["audio"], train.load(0, 1, 0).values["audio"])
+    plain = ShardDataset(samples, encoders)
+    assert torch.equal(plain.load(0, 0, 0).values["audio"], plain.load(0, 1, 0).values["audio"])
 
 
 def test_loading_leaves_the_random_state_of_the_process_alone(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
     before = torch.get_rng_state()
-    ShardDataset(Samples(Index.load(tiny_shards), "train"), encoders, train=True, seed=0)[(0, 0)]
+    ShardDataset(Samples(Index.load(tiny_shards), "train"), encoders, train=True)[0]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_modalities_that_do_not_fit_are_refused(tiny_shards: Path, encoders: dict[str, Encoder]) -> None:
     samples = Samples(Index.load(tiny_shards), "test")
     with pytest.raises(ConfigError, match="did you mean 'image'"):
-        ShardDataset(samples, {"imgae": encoders["image"]}, train=False, seed=0)
+        ShardDataset(samples, {"imgae": encoders["image"]})
     with pytest.raises(ConfigError, match="modality 'audio' is audio, its encoder FeaturesEncoder takes array"):
-        ShardDataset(samples, {"audio": FeaturesEncoder(8)}, train=False, seed=0)
+        ShardDataset(samples, {"audio": FeaturesEncoder(8)})
 
 
 def test_a_broken_sample_names_its_shard_and_key(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
-    from mmrep.data.index import Modality, build_index
-
     write_shard(tmp_path / "train-0.tar", [{"__key__": "k1", "png": b"no picture"}])
     build_index(tmp_path, {"image": Modality(("png",), "image")}).save()
-    dataset = ShardDataset(Samples(Index.load(tmp_path), "train"), {"image": encoders["image"]}, train=False, seed=0)
+    dataset = ShardDataset(Samples(Index.load(tmp_path), "train"), {"image": encoders["image"]})
     with pytest.raises(DataError, match=r"train-0\.tar:k1"):
-        dataset[(0, 0)]
+        dataset[0]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrep.data.index import Index, Label, Modality, build_index, label_classes
+from mmrep.data.build import build_index, label_classes
+from mmrep.data.index import Index, Label, Modality
 from mmrep.data.reader import Samples, check_shard
 from mmrep.data.writer import write_shard
 from mmrep.errors import DataError
@@ -50,9 +51,9 @@ def test_splits_by_folder_and_by_name(tmp_path: Path) -> None:
 
 
 def test_classes_come_from_the_samples(shards: Path) -> None:
-    assert label_classes(shards, "label") == [str(number) for number in range(6)]
+    assert label_classes(Index.load(shards), "label") == [str(number) for number in range(6)]
     with pytest.raises(DataError, match="field 'nothing'"):
-        label_classes(shards, "nothing")
+        label_classes(Index.load(shards), "nothing")
 
 
 def test_missing_things_are_named(shards: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrep.data.index import group_members
+from mmrep.data.scan import group_members
 from mmrep.data.tar import walk
 from mmrep.data.writer import write_shard
 from mmrep.errors import DataError

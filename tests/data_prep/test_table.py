@@ -16,7 +16,8 @@ from PIL import Image
 
 from data_prep.table import main
 from mmrep.data.decode import decode
-from mmrep.data.index import Index, group_members
+from mmrep.data.index import Index
+from mmrep.data.scan import group_members
 from mmrep.data.writer import npy_bytes
 
 Table = list[dict[str, str]]

@@ -139,11 +139,13 @@ def test_interval_is_the_bootstrap() -> None:
 def sharded(rank: int, world: int) -> dict[str, dict[str, object]]:
     """Retrieval over the rows that ranks embedded one by one."""
     from mmrep.batch import Batch
+    from mmrep.data.order import Contents
     from mmrep.data.plan import Plan
 
     e = coarse(11, 3, groups=4)
     collector = EmbeddingCollector()
-    for numbers in Plan(11, 6, 0, train=False).batches(0, rank, world):
+    for planned in Plan([Contents.uniform([11])], 6, 0, train=False).batches(0, 0, rank, world):
+        numbers = planned.samples
         real = torch.tensor(numbers) >= 0
         batch = Batch(
             {}, {n: p[numbers] & real for n, p in e.present.items()}, [str(n) if n >= 0 else "" for n in numbers],

@@ -83,9 +83,9 @@ def training_loss(module: ContrastiveModule, data: ShardDataModule) -> float:
     """The mean loss of the whole training split in fixed batches with fixed augmentation, by copies of the module as it is."""
     assert data.index is not None
     encoders = module.model.by_modality
-    dataset = ShardDataset(Samples(data.index, "train"), encoders, train=True, seed=0)
+    dataset = ShardDataset(Samples(data.index, "train"), encoders, global_batch_size=16, train=True)
     found = []
-    for batch in make_loader(dataset, encoders, 16):
+    for batch in make_loader(dataset, encoders):
         copied = copy.deepcopy(module.model).train()  # what a forward pass leaves in queues and averages stays out
         torch.manual_seed(0)
         found.append(copied.loss(copied(batch.inputs), {name: batch.present[name] for name in encoders}).loss)

@@ -1,0 +1,99 @@
+"""Samples that cannot be used: what was wrong with each, where it is written down, and how many are too many.
+
+Only faults of the contents come here: a checksum, an undecodable member, one above its bound. A disk or network that fails is
+tried again and then raised, since leaving out what could not be read would make the order depend on the weather.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import astuple, fields
+from pathlib import Path
+
+from mmrep.batch import Fault
+from mmrep.errors import DataError
+
+MOST_IN_A_ROW = 100
+"""Spares that may fail one after another before it is no accident any more."""
+
+
+class FaultLog:
+    """Counts the faulty samples that this rank met, and lists each once in a quarantine file.
+
+    Args:
+        path: A CSV to append to, which all ranks share; None for none.
+        samples: Of the split.
+        max_fraction: Share of them that may be faulty, rounded up to whole samples.
+    """
+
+    def __init__(self, path: Path | None, samples: int, max_fraction: float) -> None:
+        self.path, self.samples, self.max_fraction = path, samples, max_fraction
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._known = {(fault.shard, fault.key) for fault in read_quarantine(path)} if path and path.exists() else set()
+        self._met: set[tuple[str, str]] = set()
+
+    @property
+    def distinct(self) -> int:
+        """Different samples met so far."""
+        return len(self._met)
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Note faults; each sample counts once, however often it is met."""
+        for fault in faults:
+            where = (fault.shard, fault.key)
+            if where in self._met:
+                continue
+            self._met.add(where)
+            self.counts[fault.shard, fault.reason] += 1
+            if self.path is not None and where not in self._known:
+                _append(self.path, fault)
+
+    def check(self, total: int) -> None:
+        """Stop when too many samples are faulty.
+
+        Args:
+            total: Faulty samples of all ranks together.
+
+        Raises:
+            DataError: With the shards and reasons that this rank met most.
+        """
+        allowed = math.ceil(self.max_fraction * self.samples)
+        if total > allowed:
+            most = "; ".join(f"{shard}: {count} {reason}" for (shard, reason), count in self.counts.most_common(3))
+            raise DataError(
+                f"{total} samples cannot be used, more than the {allowed} of data.max_bad_fraction={self.max_fraction:g}"
+                + (f" ({most})" if most else ""),
+                where=self.path,
+                fix="leave them out: mmrep data index DIR --exclude QUARANTINE.csv, or raise data.max_bad_fraction",
+            )
+
+
+def read_quarantine(path: Path) -> list[Fault]:
+    """The faults of a quarantine file.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                Fault(**{field.name: row[field.name] or "" for field in fields(Fault)}) for row in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"no quarantine file ({error})", where=path) from error
+
+
+def _append(path: Path, fault: Fault) -> None:
+    """Add one line in one write, so that ranks do not tear each other's lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = io.StringIO()
+    writer = csv.writer(line)
+    if not path.exists():
+        writer.writerow([field.name for field in fields(Fault)])
+    writer.writerow(astuple(fault))
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(line.getvalue())
