@@ -54,6 +54,7 @@ def sample(key: str, number: int) -> dict[str, Any]:
 
 def write_tiny_shards(folder: Path, splits: dict[str, tuple[int, ...]] | None = None) -> Path:
     """Write shards of the given sizes, and their index."""
+    folder.mkdir(parents=True, exist_ok=True)
     number = 0
     for split, sizes in (splits or {"train": (20, 28), "val": (20,), "test": (13, 7)}).items():
         for shard, size in enumerate(sizes):

@@ -46,6 +46,7 @@ class TrainCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.run_folder: RunFolder | None = None
+        self._default_quarantine = False
         super().__init__(
             ContrastiveModule,
             ShardDataModule,
@@ -94,6 +95,9 @@ class TrainCLI(LightningCLI):
             if options.resume:
                 options.ckpt_path = options.ckpt_path or self.run_folder.newest_checkpoint()
             options.name = name
+            if options.data.quarantine is None:
+                self._default_quarantine = True
+                options.data.quarantine = str(self.run_folder.path / "quarantine.csv")
         self._dirpath = options.checkpoint.dirpath
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run_folder.checkpoints)
 
@@ -134,6 +138,8 @@ class TrainCLI(LightningCLI):
         # neither replace this run nor write into its folder.
         options.overwrite, options.resume, options.ckpt_path = False, None, None
         options.checkpoint.dirpath = self._dirpath
+        if self._default_quarantine:
+            options.data.quarantine = None
 
     def after_fit(self) -> None:
         """Leave the trained model in the run folder: the best checkpoint's weights where one metric is watched."""

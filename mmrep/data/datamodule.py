@@ -158,6 +158,8 @@ class ShardDataModule(pl.LightningDataModule):
         """Note the faulty samples of a batch; now and then the ranks add up theirs, and stop together if they are too many."""
         trainer = self.trainer
         assert trainer is not None, "Lightning calls this"
+        if trainer.training:
+            _count_the_begun_epoch(trainer)
         split = self.train_split if trainer.training else self.val_split
         log = self._faults.get(split)
         if log is not None:
@@ -255,3 +257,14 @@ class ShardDataModule(pl.LightningDataModule):
     def _device(self) -> torch.device:
         assert self.trainer is not None, "a trainer is attached before it trains"
         return self.trainer.strategy.root_device
+
+
+def _count_the_begun_epoch(trainer: pl.Trainer) -> None:
+    """Mend a count of Lightning's: an epoch that begins by resuming at the end of the one before is not counted as begun.
+
+    A later checkpoint inside it would be taken for one of its end.
+    """
+    progress = trainer.fit_loop.epoch_progress
+    if progress.total.ready == progress.total.completed:
+        progress.increment_ready()
+        progress.increment_started()

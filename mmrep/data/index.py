@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,7 @@ class Index:
     @property
     def fingerprint(self) -> str:
         """A digest of all shards: two indexes with the same fingerprint hold the same samples in the same order."""
-        lines = "".join(f"{shard.name} {shard.sha256}\n" for shard in self.shards)
-        lines += "".join(f"without {sample}\n" for sample in self.excluded)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return _fingerprint(self.shards, self.excluded)
 
     @property
     def root(self) -> str:
@@ -210,6 +209,8 @@ def _parse(content: dict[str, Any], folder: Path, source: str | None, arrays: Pa
     for name in (shard.name for shard in shards):
         if name.startswith("/") or ".." in name.split("/") or ":" in name:
             raise DataError(f"the index names a shard outside its folder, {name!r}", where=folder)
+    if content["fingerprint"] != _fingerprint(shards, content["excluded"]):
+        raise DataError("the index does not match its own fingerprint", where=folder, fix=AGAIN)
     table = _load_table(content, arrays or folder / _arrays_name(content["fingerprint"]))
     index = Index(
         folder,
@@ -225,7 +226,7 @@ def _parse(content: dict[str, Any], folder: Path, source: str | None, arrays: Pa
         content["provenance"],
         content["licences"],
     )
-    _check_consistent(index, content["fingerprint"])
+    _check_consistent(index)
     return index
 
 
@@ -236,9 +237,13 @@ def _source(named: str | None, fetched_from: str | None) -> str | None:
     return fetched_from
 
 
-def _check_consistent(index: Index, fingerprint: str) -> None:
-    if index.fingerprint != fingerprint:
-        raise DataError("the index does not match its own fingerprint", where=index.folder, fix=AGAIN)
+def _fingerprint(shards: Iterable[Shard], excluded: Iterable[str]) -> str:
+    lines = "".join(f"{shard.name} {shard.sha256}\n" for shard in shards)
+    lines += "".join(f"without {sample}\n" for sample in excluded)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _check_consistent(index: Index) -> None:
     if unknown := {name for names in index.splits.values() for name in names} - {shard.name for shard in index.shards}:
         raise DataError(f"a split names shards that the index lacks: {sorted(unknown)}", where=index.folder)
     if len(index.table) != sum(shard.samples for shard in index.shards):
@@ -249,8 +254,6 @@ def _check_consistent(index: Index, fingerprint: str) -> None:
 
 
 def _load_table(content: dict[str, Any], folder: Path) -> MemberTable:
-    if not re.fullmatch(r"[0-9a-f]{64}", content["fingerprint"]):
-        raise DataError("the index does not match its own fingerprint", where=folder.parent, fix=AGAIN)
     for name in FILES:
         path = folder / name
         if not path.is_file() or path.stat().st_size != content["arrays"][name]["bytes"]:

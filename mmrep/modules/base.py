@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,10 @@ from mmrep.interop.load import CONFIG_KEY
 from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
-from mmrep.ops.gather import gather_embeddings, sum_over_ranks, world_size
+from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
+
+SEED_KEY = "mmrep_random_seed"
+"""Where a checkpoint keeps the seed that the random numbers of all steps derive from."""
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -58,10 +62,19 @@ class ContrastiveModule(pl.LightningModule):
         self.model = MultimodalModel(built, loss, normalize=normalize, share=share)
         self.lr, self.weight_decay, self.warmup_steps, self.optimizer = lr, weight_decay, warmup_steps, optimizer
         self._collector = EmbeddingCollector()
+        self._random_seed: int | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = self.model(batch.inputs)
         return rows
+
+    def on_train_start(self) -> None:
+        if self._random_seed is None:
+            self._random_seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout and masks of a step depend on the step alone, so that a run that goes on draws what it would have drawn.
+        torch.manual_seed(_step_seed(self._random_seed, self.trainer.current_epoch, batch_idx, rank()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rows = self(batch)
@@ -74,6 +87,8 @@ class ContrastiveModule(pl.LightningModule):
                 f"the loss is {float(whole.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
             )
         self._log("train", whole, len(batch))
+        faults = float(len(batch.faults))
+        self.log("train/faults", faults, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of Lightning's connectors
         if (self.global_step + 1) % max(1, every) == 0:
             self._log_geometry("train", rows, batch.present)
@@ -119,9 +134,11 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.model.config()
+        checkpoint[SEED_KEY] = self._random_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
+        self._random_seed = checkpoint.get(SEED_KEY)
 
     def check_checkpoint(self, checkpoint: dict[str, Any], where: object = None) -> None:
         """Refuse a checkpoint whose model is not this one.
@@ -180,6 +197,12 @@ def over_ranks(output: LossOutput) -> LossOutput:
     """Loss and parts of the whole batch, detached: the means over the ranks, in one collective."""
     whole = sum_over_ranks(torch.stack([output.loss.detach(), *output.parts.values()])) / world_size()
     return LossOutput(whole[0], dict(zip(output.parts, whole[1:], strict=True)), output.metrics)
+
+
+def _step_seed(*numbers: int | None) -> int:
+    """A seed for one step of one rank: 63 bits that depend on all of the numbers."""
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _differences(theirs: Any, ours: Any, path: str = "model") -> list[str]:

@@ -12,7 +12,7 @@ from mmrep.data.build import build_index, label_classes
 from mmrep.data.index import Index, Label, Modality
 from mmrep.data.reader import Samples, check_shard
 from mmrep.data.writer import write_shard
-from mmrep.errors import DataError
+from mmrep.errors import DataError, SampleError
 from tests.tiny import CLASSES, MODALITIES, sample, write_tiny_shards
 
 
@@ -30,7 +30,8 @@ def test_round_trip(shards: Path) -> None:
     }
     assert index.modalities == MODALITIES and index.group_key == "label" and index.labels["label"].classes == CLASSES
     assert set(json.loads((shards / "index.json").read_text())) == {
-        *("format", "shards", "modalities", "splits", "group_key", "labels", "provenance", "licences", "fingerprint")
+        *("format", "shards", "modalities", "splits", "group_key", "labels", "provenance", "licences", "fingerprint"),
+        *("arrays", "excluded", "extensions", "source"),
     }
 
 
@@ -82,11 +83,14 @@ def test_an_index_that_does_not_match_its_shards_is_refused(shards: Path) -> Non
     changed[600] ^= 1  # inside a payload: only the digest can tell
     tar.write_bytes(changed)
     with pytest.raises(DataError, match="sha256"):
-        check_shard(tar, index.split("test")[0])
+        check_shard(index, index.split("test")[0])
+    first = min(ext for ext in ("flac", "json") if Samples(index, "test").has(0, ext))  # members are sorted by extension
+    with pytest.raises(SampleError, match="checksum differs"):
+        Samples(index, "test").read(0, first)
     write_shard(tar, [sample(f"k{i}", i) for i in range(3)])
     tar.write_bytes(tar.read_bytes() + bytes(len(whole) - tar.stat().st_size))
-    with pytest.raises(DataError, match="3 samples"):
-        Samples(index, "test")
+    with pytest.raises(DataError, match="sha256"):
+        check_shard(index, index.split("test")[0])
 
 
 @pytest.mark.parametrize(
@@ -97,8 +101,8 @@ def test_an_index_that_does_not_match_its_shards_is_refused(shards: Path) -> Non
         ("splits", {"train": ["absent.tar"]}, "absent.tar"),
         ("modalities", {"image": {"extensions": ["png"], "kind": "smell"}}, "unknown kind"),
         ("modalities", {"image": {"extensions": ["pkl"], "kind": "image"}}, "no image format"),
-        ("shards", [{"name": "../x.tar", "bytes": 1, "sha256": "", "samples": 1}], "outside its folder"),
-        ("shards", [{"name": "pipe:rm x", "bytes": 1, "sha256": "", "samples": 1}], "outside its folder"),
+        ("shards", [{"name": "../x.tar", "bytes": 1, "sha256": "", "samples": 1, "presence": {}}], "outside its folder"),
+        ("shards", [{"name": "pipe:rm x", "bytes": 1, "sha256": "", "samples": 1, "presence": {}}], "outside its folder"),
         ("shards", "nothing", "broken index"),
     ],
 )
