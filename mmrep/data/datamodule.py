@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from mmrep.data.plan import Plan, from_the_start
 from mmrep.data.position import Position
 from mmrep.data.reader import Samples
 from mmrep.data.shard_cache import ShardCache
+from mmrep.data.stream import Stream, StreamDataset, StreamLoader
 from mmrep.errors import ConfigError
 from mmrep.ops.gather import sum_over_ranks, world_size
 
@@ -67,6 +69,8 @@ class ShardDataModule(pl.LightningDataModule):
         quarantine: That file, a CSV; ``mmrep fit`` puts it into the run folder.
         cache_dir: Where remote shards are kept; by default mmrep/shards in the user's cache folder.
         cache_gb: Bound of that folder, in GB.
+        stream: A training stream that is not indexed: ``path`` is then a pattern or URL of its shards; no place inside an
+            epoch is kept. See `mmrep.data.stream`.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class ShardDataModule(pl.LightningDataModule):
         quarantine: str | None = None,
         cache_dir: str | None = None,
         cache_gb: float = 64.0,
+        stream: Stream | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= max_bad_fraction <= 1 or cache_gb <= 0:
@@ -92,6 +97,9 @@ class ShardDataModule(pl.LightningDataModule):
         self.sources = [Source(path)] if isinstance(path, str) else list(path)
         if not self.sources:
             raise ConfigError("no dataset is named", where="data.path")
+        if stream is not None and not isinstance(path, str):
+            raise ConfigError("a stream is one place, not a blend", where="data.path")
+        self.stream = stream
         self.global_batch_size, self.num_workers, self.seed = global_batch_size, num_workers, seed
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self.eval_path, self.batching, self.window = eval_path, batching, window
@@ -106,7 +114,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self._stage, self._resumed, self._faults = stage, None, {}
-        self.index = self._index(self.sources[0].path)
+        self.index = None if self.stream else self._index(self.sources[0].path)
 
     def check(self, encoders: Mapping[str, Preprocessor], stage: str) -> None:
         """Find out that the shards cannot feed a run before it starts.
@@ -123,14 +131,21 @@ class ShardDataModule(pl.LightningDataModule):
         )
         for split in splits:
             train = stage == "fit" and split == self.train_split
+            if train and self.stream:
+                self._streamed(self.stream, encoders)
+                continue
+            if stage == "fit" and self._only_streams:
+                continue
             parts = self._parts(split, train=train)
             check_modalities([samples.index for samples in parts], encoders)
             self._plan(parts, list(encoders), train=train)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_split, train=True)
+        return self._stream_loader(self.stream) if self.stream else self._loader(self.train_split, train=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        if self._stage == "fit" and self._only_streams:
+            return []
         return self._loader(self.val_split, train=False)
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -153,6 +168,8 @@ class ShardDataModule(pl.LightningDataModule):
             saved = Position.from_dict(state_dict)
             saved.check(self._here())
             self._resumed = saved
+            if self.stream and saved.batch:
+                warnings.warn(f"of a stream the rest of epoch {saved.epoch} is drawn anew", stacklevel=2)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Note the faulty samples of a batch; now and then the ranks add up theirs, and stop together if they are too many."""
@@ -165,13 +182,10 @@ class ShardDataModule(pl.LightningDataModule):
         if log is not None:
             log.add(batch.faults)
             self._batches += 1
-            if world_size() == 1 or self._batches % COUNT_FAULTS_EVERY == 0:
+            last = trainer.training and trainer.is_last_batch
+            if world_size() == 1 or last or self._batches % COUNT_FAULTS_EVERY == 0:
                 self._check_faults()
         return batch
-
-    def teardown(self, stage: str) -> None:
-        if self._faults and self.trainer is not None and self.trainer.state.finished:
-            self._check_faults()
 
     def _check_faults(self) -> None:
         for log in self._faults.values():
@@ -195,11 +209,15 @@ class ShardDataModule(pl.LightningDataModule):
                 "data.batching": self.batching,
                 "data.window": self.window,
                 "data.train_split": self.train_split,
-                "data.path": [
-                    [self._index(source.path).fingerprint, source.weight, source.split] for source in self.sources
-                ],
+                **self._data_settings(),
             },
         )
+
+    def _data_settings(self) -> dict[str, Any]:
+        if self.stream:
+            return {"data.path": self.sources[0].path, "data.stream": asdict(self.stream)}
+        sources = [[self._index(source.path).fingerprint, source.weight, source.split] for source in self.sources]
+        return {"data.path": sources}
 
     def _position(self) -> tuple[int, int]:
         """Epoch and first batch of a pass that begins now."""
@@ -218,12 +236,11 @@ class ShardDataModule(pl.LightningDataModule):
             raise ConfigError(
                 "the plan shares samples over ranks itself", fix="give Trainer(use_distributed_sampler=False)"
             )
-        encoders = cast(Mapping[str, Preprocessor], cast(Any, trainer.lightning_module.model).by_modality)
+        encoders = self._encoders()
         parts = self._parts(split, train=train)
         fitting = self._stage == "fit"
         if fitting:
-            quarantine = Path(self.quarantine) if self.quarantine else None
-            self._faults[split] = FaultLog(quarantine, sum(len(samples) for samples in parts), self.max_bad_fraction)
+            self._log_faults(split, sum(len(samples) for samples in parts))
         plan = self._plan(parts, list(encoders), train=train)
         return make_loader(
             ShardDataset(parts, encoders, plan=plan, train=train, seed=self.seed, replace=fitting),
@@ -235,6 +252,48 @@ class ShardDataModule(pl.LightningDataModule):
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
 
+    def _stream_loader(self, stream: Stream) -> DataLoader[Batch]:
+        trainer = self.trainer
+        assert trainer is not None, "a trainer is attached before its loaders are made"
+
+        def position() -> tuple[int, int]:
+            epoch, batch = self._position()
+            # There is no number of all samples; those drawn by the end of the epoch stand for it.
+            drawn = (epoch + 1) * stream.batches_per_epoch * self.global_batch_size
+            self._faults[self.train_split].samples = drawn
+            return epoch, batch
+
+        self._log_faults(self.train_split, 0)
+        dataset = self._streamed(stream, self._encoders(), trainer.global_rank, trainer.world_size)
+        pin_memory = trainer.strategy.root_device.type == "cuda"
+        return StreamLoader(dataset, self.num_workers, position, pin_memory)
+
+    def _streamed(
+        self, stream: Stream, encoders: Mapping[str, Preprocessor], rank: int = 0, world: int = 1
+    ) -> StreamDataset:
+        return StreamDataset(
+            self.sources[0].path,
+            stream,
+            encoders,
+            global_batch_size=self.global_batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+        )
+
+    def _encoders(self) -> Mapping[str, Preprocessor]:
+        assert self.trainer is not None, "a trainer is attached before its loaders are made"
+        return cast(Mapping[str, Preprocessor], cast(Any, self.trainer.lightning_module.model).by_modality)
+
+    def _log_faults(self, split: str, samples: int) -> None:
+        quarantine = Path(self.quarantine) if self.quarantine else None
+        self._faults[split] = FaultLog(quarantine, samples, self.max_bad_fraction)
+
+    @property
+    def _only_streams(self) -> bool:
+        """Whether there is nothing to evaluate on."""
+        return self.stream is not None and self.eval_path is None
+
     def _plan(self, parts: Sequence[Samples], modalities: list[str], *, train: bool) -> Plan:
         contents = [samples.contents(modalities) for samples in parts]
         weights = [source.weight for source in self.sources] if train and len(parts) > 1 else ()
@@ -243,6 +302,8 @@ class ShardDataModule(pl.LightningDataModule):
     def _parts(self, split: str, *, train: bool) -> list[Samples]:
         if train:
             return [Samples(self._index(s.path), s.split or split, self.cache) for s in self.sources]
+        if self._only_streams:
+            raise ConfigError("a stream has no split to evaluate on", where="data", fix="give data.eval_path")
         indexes = [
             self._index(path) for path in ([self.eval_path] if self.eval_path else [s.path for s in self.sources])
         ]

@@ -7,8 +7,9 @@ tried again and then raised, since leaving out what could not be read would make
 from __future__ import annotations
 
 import csv
-import io
+import fcntl
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, fields
@@ -88,12 +89,11 @@ def read_quarantine(path: Path) -> list[Fault]:
 
 
 def _append(path: Path, fault: Fault) -> None:
-    """Add one line in one write, so that ranks do not tear each other's lines."""
+    """Add one line, under a lock, so that ranks do not tear each other's lines and one of them writes the heading."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = io.StringIO()
-    writer = csv.writer(line)
-    if not path.exists():
-        writer.writerow([field.name for field in fields(Fault)])
-    writer.writerow(astuple(fault))
     with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(line.getvalue())
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = csv.writer(file)
+        if not os.fstat(file.fileno()).st_size:
+            writer.writerow([field.name for field in fields(Fault)])
+        writer.writerow(astuple(fault))

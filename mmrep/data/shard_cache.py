@@ -186,11 +186,11 @@ def retried(once: Callable[[], T], where: object) -> T:
             return once()
         except (DataError, MemoryError, ImportError):
             raise
-        except (FileNotFoundError, PermissionError) as error:
-            raise DataError(
-                f"not there, or not to be read ({_short(error)})", where=where, fix="check the address"
-            ) from error
         except Exception as error:
+            if _is_final(error):
+                raise DataError(
+                    f"not there, or not to be read ({_short(error)})", where=where, fix="check the address"
+                ) from error
             if attempt == ATTEMPTS:
                 raise DataError(
                     f"cannot be read after {ATTEMPTS} attempts ({_short(error)})",
@@ -199,6 +199,13 @@ def retried(once: Callable[[], T], where: object) -> T:
                 ) from error
             time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt is in vain. Of a server that fails fsspec says "not found" too, with the true cause behind."""
+    if isinstance(error, FileNotFoundError):
+        return error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError)
+    return isinstance(error, PermissionError)
 
 
 def _short(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -63,6 +64,7 @@ class ContrastiveModule(pl.LightningModule):
         self.lr, self.weight_decay, self.warmup_steps, self.optimizer = lr, weight_decay, warmup_steps, optimizer
         self._collector = EmbeddingCollector()
         self._random_seed: int | None = None
+        self._faults = torch.zeros(())  # corrupt samples met by all ranks since the run began or went on
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = self.model(batch.inputs)
@@ -79,16 +81,15 @@ class ContrastiveModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rows = self(batch)
         output = self._loss(batch, rows)
-        whole = over_ranks(output)
+        whole = over_ranks(output, faults=len(batch.faults))
+        self._faults = whole.metrics["faults"] + self._faults
         if not bool(
             whole.loss.isfinite()
         ):  # of all ranks together: one that stopped alone would leave the others waiting
             raise LossError(
                 f"the loss is {float(whole.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
             )
-        self._log("train", whole, len(batch))
-        faults = float(len(batch.faults))
-        self.log("train/faults", faults, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)
+        self._log("train", replace(whole, metrics={**whole.metrics, "faults": self._faults}), len(batch))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of Lightning's connectors
         if (self.global_step + 1) % max(1, every) == 0:
             self._log_geometry("train", rows, batch.present)
@@ -193,10 +194,16 @@ class ContrastiveModule(pl.LightningModule):
                 self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
 
 
-def over_ranks(output: LossOutput) -> LossOutput:
-    """Loss and parts of the whole batch, detached: the means over the ranks, in one collective."""
-    whole = sum_over_ranks(torch.stack([output.loss.detach(), *output.parts.values()])) / world_size()
-    return LossOutput(whole[0], dict(zip(output.parts, whole[1:], strict=True)), output.metrics)
+def over_ranks(output: LossOutput, faults: int | None = None) -> LossOutput:
+    """Loss and parts of the whole batch, detached: the means over the ranks, in one collective.
+
+    With it goes the sum of ``faults``, the samples that each rank could not use, as a metric of that name.
+    """
+    loss = output.loss.detach()
+    everything = sum_over_ranks(torch.stack([loss, *output.parts.values(), loss.new_tensor(faults or 0)]))
+    means = everything[:-1] / world_size()
+    metrics = output.metrics if faults is None else {**output.metrics, "faults": everything[-1]}
+    return LossOutput(means[0], dict(zip(output.parts, means[1:], strict=True)), metrics)
 
 
 def _step_seed(*numbers: int | None) -> int:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmrep.batch import Batch
-from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.build import build_index, label_classes
+from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.index import Index, Label, Modality
 from mmrep.data.reader import Samples
 from mmrep.data.writer import write_shard

@@ -84,7 +84,9 @@ def test_an_index_that_does_not_match_its_shards_is_refused(shards: Path) -> Non
     tar.write_bytes(changed)
     with pytest.raises(DataError, match="sha256"):
         check_shard(index, index.split("test")[0])
-    first = min(ext for ext in ("flac", "json") if Samples(index, "test").has(0, ext))  # members are sorted by extension
+    first = min(
+        ext for ext in ("flac", "json") if Samples(index, "test").has(0, ext)
+    )  # members are sorted by extension
     with pytest.raises(SampleError, match="checksum differs"):
         Samples(index, "test").read(0, first)
     write_shard(tar, [sample(f"k{i}", i) for i in range(3)])
@@ -101,8 +103,16 @@ def test_an_index_that_does_not_match_its_shards_is_refused(shards: Path) -> Non
         ("splits", {"train": ["absent.tar"]}, "absent.tar"),
         ("modalities", {"image": {"extensions": ["png"], "kind": "smell"}}, "unknown kind"),
         ("modalities", {"image": {"extensions": ["pkl"], "kind": "image"}}, "no image format"),
-        ("shards", [{"name": "../x.tar", "bytes": 1, "sha256": "", "samples": 1, "presence": {}}], "outside its folder"),
-        ("shards", [{"name": "pipe:rm x", "bytes": 1, "sha256": "", "samples": 1, "presence": {}}], "outside its folder"),
+        (
+            "shards",
+            [{"name": "../x.tar", "bytes": 1, "sha256": "", "samples": 1, "presence": {}}],
+            "outside its folder",
+        ),
+        (
+            "shards",
+            [{"name": "pipe:rm x", "bytes": 1, "sha256": "", "samples": 1, "presence": {}}],
+            "outside its folder",
+        ),
         ("shards", "nothing", "broken index"),
     ],
 )

@@ -151,7 +151,11 @@ def test_apportionment_never_falls_and_is_exact_where_it_can_be(weights: list[in
 
 
 def test_weights_become_whole_numbers() -> None:
-    assert whole_weights([0.3, 0.7]) == [3, 7] and whole_weights([2, 4]) == [1, 2] and whole_weights([1e-3, 1]) == [1, 1000]
+    assert (
+        whole_weights([0.3, 0.7]) == [3, 7]
+        and whole_weights([2, 4]) == [1, 2]
+        and whole_weights([1e-3, 1]) == [1, 1000]
+    )
 
 
 def test_a_blend_has_its_exact_share_in_every_global_batch_and_in_every_rank_about() -> None:
