@@ -342,3 +342,26 @@ def test_the_command_itself() -> None:
     assert (
         subprocess.run([command, "--version"], capture_output=True, text=True).stdout == f"mmrep {mmrep.__version__}\n"
     )
+
+
+def test_a_blend_in_the_yaml(home: Path, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.tiny import write_tiny_shards
+
+    other = write_tiny_shards(tmp_path / "other", {"train": (30,), "test": (5,)})
+    config = yaml.safe_load((home / "config.yaml").read_text())
+    config["data"]["path"] = [{"path": str(tiny_shards), "weight": 3}, {"path": str(other), "weight": 1.0}]
+    config["data"]["batching"] = "stratified"
+    (tmp_path / "blend.yaml").write_text(yaml.safe_dump(config))
+    start = ["fit", "--config", str(tmp_path / "blend.yaml"), "--trainer.max_epochs", "1"]
+    assert main([*start, "--name", "blend"]) == 0
+    saved = yaml.safe_load((home / "runs" / "blend" / "config.yaml").read_text())["data"]["path"]
+    assert [(part["weight"], part["split"]) for part in saved] == [(3, None), (1, None)]
+    steps = [int(row["step"]) for row in rows(home / "runs" / "blend" / "metrics.csv")]
+    assert max(steps) == (48 + 30) // 16 - 1
+    capsys.readouterr()
+    assert main([*start, "--name", "wrong", "--data.batching", "stratifed"]) == 2
+    assert "did you mean 'stratified'" in one_line(capsys)
+    config["data"]["path"][1]["wieght"] = 2
+    (tmp_path / "blend.yaml").write_text(yaml.safe_dump(config))
+    assert main([*start, "--name", "wrong"]) == 2
+    assert "unknown key 'wieght'; did you mean 'weight'?" in one_line(capsys)

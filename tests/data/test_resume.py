@@ -20,7 +20,7 @@ from mmrep.data.datamodule import ShardDataModule, Source
 from mmrep.errors import CheckpointError
 from mmrep.modules import ContrastiveModule, PairwiseCLIP
 from tests.gloo_pool import GlooPool
-from tests.modules.test_modules import ENCODERS
+from tests.modules.test_modules import ENCODERS, MODULES
 from tests.tiny import write_tiny_shards
 
 pytestmark = [
@@ -47,8 +47,8 @@ class Record(Callback):
             raise StopError
         self.keys.append(batch.keys)
         image = batch.inputs["image"]
-        assert isinstance(image, torch.Tensor)
-        self.pixels.append(float(image.double().sum()))
+        views = image if isinstance(image, list) else [image]
+        self.pixels.append(sum(float(view.double().sum()) for view in views))
 
 
 def module(read_steps: bool = True) -> ContrastiveModule:
@@ -56,6 +56,13 @@ def module(read_steps: bool = True) -> ContrastiveModule:
     built = PairwiseCLIP(ENCODERS, embed_dim=8, lr=5e-3, warmup_steps=1)
     if not read_steps:  # without the trainer's estimate, which makes Lightning ask for the loader early
         built.configure_optimizers = lambda: torch.optim.AdamW(built.parameters(), lr=1e-3)  # type: ignore[method-assign]
+    return built
+
+
+def objective(name: str) -> ContrastiveModule:
+    pl.seed_everything(3, verbose=False)
+    module_class, encoders, options = MODULES[name]
+    built: ContrastiveModule = module_class(encoders, embed_dim=8, **{"lr": 5e-3, "warmup_steps": 1, **options})
     return built
 
 
@@ -69,10 +76,11 @@ def fit(
     devices: int = 1,
     read_steps: bool = True,
     data: dict[str, Any] | None = None,
+    built: ContrastiveModule | None = None,
     **options: Any,
 ) -> tuple[Record, ContrastiveModule, pl.Trainer]:
     """Train, with a checkpoint after every step; gives what was seen."""
-    record, built = Record(stop_before), module(read_steps)
+    record, built = Record(stop_before), built or module(read_steps)
     saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     run = pl.Trainer(
         **{"max_epochs": 3, "limit_val_batches": 0, **options},
@@ -126,6 +134,19 @@ def test_resumed_at_any_step_the_run_sees_the_rest_and_nothing_twice(
     if read_steps:
         for (name, one), other in zip(built.state_dict().items(), again.state_dict().values(), strict=True):
             assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("name", ["symile", "symile placeholder", "swav", "modality-pairwise", "confu", "siglip"])
+def test_every_objective_has_the_same_weights_after_a_resume(name: str, shards: Path, tmp_path: Path) -> None:
+    """Queues, step counters, negatives, dropout: all that an objective keeps or draws."""
+    once = {"max_epochs": 2}
+    record, whole, _ = fit(shards, tmp_path / "whole", built=objective(name), **once)
+    fit(shards, tmp_path / "part", built=objective(name), stop_before=7, **once)
+    checkpoint = tmp_path / "part" / "step=7.ckpt"
+    resumed, again, _ = fit(shards, tmp_path / "on", built=objective(name), checkpoint=checkpoint, **once)
+    assert resumed.keys == record.keys[7:] and resumed.pixels == record.pixels[7:]
+    for (key, one), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other), key
 
 
 def test_twice_in_one_epoch_with_validation_inside(shards: Path, tmp_path: Path) -> None:
