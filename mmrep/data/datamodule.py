@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from mmrep.batch import Batch
@@ -169,7 +169,7 @@ class ShardDataModule(pl.LightningDataModule):
             saved.check(self._here())
             self._resumed = saved
             if self.stream and saved.batch:
-                warnings.warn(f"of a stream the rest of epoch {saved.epoch} is drawn anew", stacklevel=2)
+                rank_zero_warn(f"a stream keeps no place in an epoch: the rest of epoch {saved.epoch} is drawn anew")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Note the faulty samples of a batch; now and then the ranks add up theirs, and stop together if they are too many."""
