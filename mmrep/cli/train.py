@@ -190,6 +190,8 @@ def _quieten() -> None:
         ".*LeafSpec.*",
         ".*It is recommended to use .self.log.*sync_dist.*",  # these are computed from all ranks' rows already
         ".*custom batch sampler `PlanSampler` for prediction.*",
+        ".*`IterableDataset` has `__len__` defined.*",  # a stream's workers share its batches
+        ".*Total length of `list` across ranks is zero.*",  # a stream that is not validated
     ):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

@@ -164,12 +164,11 @@ def open_url(url: str) -> Any:
         import aiohttp
 
         # One request for the whole file, from servers without ranges too; a stalled one is given up.
-        options = {
-            "block_size": 0,
-            "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_read=STALL_SECONDS)},
-        }
+        options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_read=STALL_SECONDS)}}
     try:
-        return fsspec.open(url, "rb", **options).open()
+        system, path = fsspec.url_to_fs(url, **options)
+        # With a size, which it does not use then, fsspec asks for no header beforehand.
+        return system.open(path, "rb", **({"block_size": 0, "size": 1} if options else {}))
     except (ImportError, ValueError) as error:
         fix = f"pip install 'mmrep[{EXTRAS[scheme]}]'" if scheme in EXTRAS else None
         raise DataError(f"{scheme}:// cannot be read ({error})", where=url, fix=fix) from error
@@ -202,10 +201,8 @@ def retried(once: Callable[[], T], where: object) -> T:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether another attempt is in vain. Of a server that fails fsspec says "not found" too, with the true cause behind."""
-    if isinstance(error, FileNotFoundError):
-        return error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError)
-    return isinstance(error, PermissionError)
+    """Whether another attempt is in vain. Of other failures fsspec may say "not found" too, with the true cause behind."""
+    return isinstance(error, FileNotFoundError | PermissionError) and error.__cause__ is None
 
 
 def _short(error: Exception) -> str:

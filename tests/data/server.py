@@ -19,7 +19,7 @@ class Behaviour:
     """What the server does to requests of a path: each fault is taken once, from the front.
 
     Attributes:
-        faults: Path suffix (or ``HEAD``, for such a request of any path) -> list of ``500``, ``404``, ``short`` (the
+        faults: Path suffix -> list of ``500``, ``404``, ``short`` (the
             connection ends early), ``wrong`` (other bytes), ``slow``.
         requests: How often each path was asked for.
     """
@@ -64,13 +64,6 @@ class _Handler(SimpleHTTPRequestHandler):
                 time.sleep(0.05)
             return
         self.wfile.write(data)
-
-    def do_HEAD(self) -> None:
-        waiting = self.behaviour.faults.get("HEAD")
-        if waiting:
-            self.send_error(int(waiting.pop(0)))
-            return
-        super().do_HEAD()
 
     def log_message(self, *args: Any) -> None:
         pass

@@ -63,7 +63,6 @@ def test_the_same_samples_in_spite_of_faults(
         "train-000001.tar": ["wrong", "short"],
         "train-000002.tar": ["slow"],
         "index.json": ["500"],
-        "HEAD": ["500", "503"],
         "members.npy": ["short"],
     }
     cache = ShardCache(tmp_path / "cache")
