@@ -314,6 +314,7 @@ def test_data_index_check_and_stats(tiny_shards: Path, tmp_path: Path, capsys: p
     (folder / "val-000000.tar").write_bytes(b"\0" * (folder / "val-000000.tar").stat().st_size)
     assert main(["data", "check", str(folder)]) == 2
     assert "val-000000.tar" in one_line(capsys)
+    (folder / "index.json").unlink()
     for wrong, message in (
         (["--modality", "image"], "image=jpg"),
         (["--modality", "x=exe"], "no decoder"),

@@ -21,9 +21,11 @@ train (a YAML file says what; see configs/)
   predict   --config FILE --ckpt_path CKPT
 
 data
-  data index DIR --modality image=jpg,png --modality text=txt [--group-key K] [--label-key K]
-  data check DIR                      verify every shard against its index
-  data stats DIR                      a table of splits, modalities and presence
+  data index DIR --modality image=jpg,png --modality text=txt [--group-key K] [--label-key K] [--out DIR]
+  data index 'DIR/train-{000..099}.tar' ...                             or by a pattern, also a URL
+  data index DIR [--exclude QUARANTINE.csv]                             anew: keeps modalities, splits, labels
+  data check DIR                                                        verify every shard against its index
+  data stats DIR [--html FILE]                                          a table; a page with samples of each split
 
 evaluate
   eval retrieval --checkpoint RUN --data SHARDS [--split S] [--out FILE.json] [--picture FILE.png]

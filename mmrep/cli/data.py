@@ -5,42 +5,57 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmrep.data.build import build_index, label_classes
-from mmrep.data.faults import read_quarantine
+from mmrep.data.decode import decode
 from mmrep.data.index import Index, Label, Modality, check_arrays, kind_of
-from mmrep.data.locations import is_url
-from mmrep.data.reader import check_shard
-from mmrep.errors import ConfigError, DataError
+from mmrep.data.locations import find_shards, is_url
+from mmrep.data.reader import Samples, Where, check_shard
+from mmrep.errors import ConfigError, DataError, SampleError
 
 
 def run(arguments: list[str]) -> int:
     """Run ``data ...``."""
     options = _parser().parse_args(arguments[1:])
-    return {"index": _index, "check": _check, "stats": _stats}[options.action](options)
+    try:
+        return {"index": _index, "check": _check, "stats": _stats}[options.action](options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # no permission, no room
+        raise DataError(f"cannot be read or written ({error.strerror or error})", where=error.filename) from error
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmrep data", description="Describe, verify and count shards.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="index|check|stats")
-    index = actions.add_parser("index", help="write index.json for shards that others wrote")
+    index = actions.add_parser(
+        "index",
+        help="write index.json for shards that others wrote",
+        description="Write index.json for shards. Without --modality, an index that is there is made anew: it keeps "
+        "modalities, splits, labels, group key and excluded samples; new shards get a split by their name.",
+    )
     index.add_argument(
         "--modality",
         action="append",
         default=[],
         metavar="NAME=EXT,EXT",
-        help="a modality and the extensions that carry it, as image=jpg,png; once for each; by default those of an index that is there",
+        help="a modality and the extensions that carry it, as image=jpg,png; once for each",
     )
-    index.add_argument("--out", help="folder of the index, where it is not the shards' own")
+    index.add_argument("--out", metavar="DIR", help="folder of the index, where it is not the shards' own")
     index.add_argument("--group-key", help="field of the samples' json: equal values are right answers to each other")
     index.add_argument("--label-key", action="append", default=[], help="field of the samples' json that holds a class")
     index.add_argument(
-        "--exclude", action="append", default=[], metavar="FILE.csv", help="a quarantine file: leave out its samples"
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="QUARANTINE.csv",
+        help="leave out the samples that a run listed there",
     )
     index.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="shards read at a time (default: all cores)"
@@ -53,59 +68,149 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("--html", metavar="FILE", help="write a page with the table and some samples of each split")
     stats.add_argument("--overwrite", action="store_true", help="replace an existing page")
     for action in (check, stats):
-        action.add_argument("dir", metavar="DIR", help="folder with an index.json")
+        action.add_argument("dir", metavar="DIR", help="folder or URL with an index.json")
     return parser
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What an index says beyond what a scan finds; ``shards`` are those that it was made of."""
+
+    modalities: dict[str, Modality]
+    group_key: str | None = None
+    labels: dict[str, Label] = field(default_factory=dict)
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    shards: tuple[str, ...] = ()
+    excluded: frozenset[str] = frozenset()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    licences: dict[str, Any] = field(default_factory=dict)
+
+
 def _index(options: argparse.Namespace) -> int:
-    kept = {} if options.modality else _earlier_settings(options)
-    modalities = dict(_modality(text) for text in options.modality) or kept.pop("modalities", {})
-    if not modalities:
+    found = find_shards(options.dir)
+    folders = [Path(place) for place in (options.out, found.root) if place is not None and not is_url(place)]
+    if options.out is not None and is_url(options.out):
+        raise ConfigError("an index is written into a folder", where=options.out, fix="give --out DIR")
+    settings = _Settings(_modalities(options.modality)) if options.modality else _earlier_settings(folders)
+    if not settings.modalities:
         raise ConfigError("no modality is named", fix="add --modality image=jpg,png --modality text=txt, say")
-    exclude = {f"{fault.shard}:{fault.key}" for file in options.exclude for fault in read_quarantine(Path(file))}
+    for folder in folders[:1]:
+        _check_writable(folder)
+    here = set(found.names)
+    excluded = settings.excluded | _quarantined(options.exclude, here)
+    with _progress("shards, fetched and scanned" if is_url(found.root) else "shards") as advance:
+        index = build_index(
+            options.dir,
+            settings.modalities,
+            out=options.out,
+            group_key=options.group_key or settings.group_key,
+            labels=settings.labels,
+            exclude=[sample for sample in excluded if sample.partition(":")[0] in here],  # what is gone is no matter
+            provenance=settings.provenance,
+            licences=settings.licences,
+            workers=options.workers,
+            progress=advance,
+        )
+    index = replace(index, splits=_splits(index, settings))
     if options.group_key:
-        kept["group_key"] = options.group_key
-    kept["exclude"] = exclude | set(kept.get("exclude", ()))
-    with _progress("shards") as advance:
-        index = build_index(options.dir, modalities, out=options.out, workers=options.workers, progress=advance, **kept)
-    labels = {key: Label(label_classes(index, key)) for key in options.label_key}
+        _check_field(index, options.group_key)
+    labels = {
+        key: replace(index.labels.get(key, Label([])), classes=label_classes(index, key)) for key in options.label_key
+    }
     index = replace(index, labels=index.labels | labels)
     path = index.save()
+    if empty := [shard.name for shard in index.shards if not shard.samples]:
+        print(f"without a sample: {_few(empty)}")
     samples = sum(shard.samples for shard in index.shards)
     without = f", without {len(index.excluded)} excluded" if index.excluded else ""
     print(f"{path}: {samples} samples in {len(index.shards)} shards, splits {', '.join(index.splits)}{without}")
     return 0
 
 
-def _earlier_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What an index that is there says beyond its shards, of an older format too: made anew, it keeps that."""
-    folder = Path(options.out or options.dir)
-    path = folder / "index.json"
-    if (options.out is None and is_url(options.dir)) or not path.is_file():
-        return {}
+def _modalities(texts: Sequence[str]) -> dict[str, Modality]:
+    modalities: dict[str, Modality] = {}
+    for text in texts:
+        name, equals, extensions = text.partition("=")
+        listed = tuple(part.strip().lstrip(".").lower() for part in extensions.split(",") if part.strip())
+        if not equals or not name or not listed:
+            raise ConfigError(f"--modality {text}", fix="write it as image=jpg,png")
+        if name in modalities:
+            raise ConfigError(f"modality '{name}' is named twice", fix=f"write --modality {name}=EXT,EXT once")
+        modalities[name] = Modality(listed, kind_of(listed[0]))
+    return modalities
+
+
+def _earlier_settings(folders: Sequence[Path]) -> _Settings:
+    """Of the first index that is there, one of an older format too."""
+    path = next((folder / "index.json" for folder in folders if (folder / "index.json").is_file()), None)
+    if path is None:
+        return _Settings({})
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "modalities": {n: Modality(tuple(m["extensions"]), m["kind"]) for n, m in content["modalities"].items()},
-            "splits": content["splits"],
-            "group_key": content["group_key"],
-            "labels": {name: Label(**label) for name, label in content["labels"].items()},
-            "exclude": content.get("excluded", []),
-            "provenance": content["provenance"],
-            "licences": content["licences"],
-        }
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        return _Settings(
+            {name: Modality(tuple(item["extensions"]), item["kind"]) for name, item in content["modalities"].items()},
+            content["group_key"],
+            {name: Label(**label) for name, label in content["labels"].items()},
+            {split: [str(name) for name in names] for split, names in content["splits"].items()},
+            tuple(str(shard["name"]) for shard in content["shards"]),
+            frozenset(content.get("excluded", ())),
+            dict(content["provenance"]),
+            dict(content["licences"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"broken index ({error})", where=path, fix="name the modalities: --modality NAME=EXT"
         ) from error
 
 
-def _modality(text: str) -> tuple[str, Modality]:
-    name, equals, extensions = text.partition("=")
-    listed = tuple(extension.strip().lstrip(".") for extension in extensions.split(",") if extension.strip())
-    if not equals or not name or not listed:
-        raise ConfigError(f"--modality {text}", fix="write it as image=jpg,png")
-    return name, Modality(listed, kind_of(listed[0]))
+def _splits(index: Index, earlier: _Settings) -> dict[str, list[str]]:
+    """The earlier splits without shards that are gone; a new shard is where its name says."""
+    names, known = {shard.name for shard in index.shards}, set(earlier.shards)
+    splits = {split: [name for name in members if name in names] for split, members in earlier.splits.items()}
+    for split, members in index.splits.items():
+        if new := [name for name in members if name not in known]:
+            splits[split] = splits.get(split, []) + new
+            if known:
+                print(f"new in split {split}: {_few(new)}")
+    if gone := [name for name in earlier.shards if name not in names]:
+        print(f"not there any more: {_few(gone)}")
+    if empty := [split for split, members in splits.items() if not members]:
+        print(f"splits of which nothing is left: {', '.join(empty)}")
+    return {split: members for split, members in splits.items() if members}
+
+
+def _quarantined(files: Sequence[str], shards: set[str]) -> frozenset[str]:
+    """``shard:key`` of the samples in quarantine files; those of other data sets of a blend are passed over."""
+    if not files:
+        return frozenset()
+    from mmrep.data.faults import read_quarantine  # imports torch
+
+    here = frozenset(
+        f"{fault.shard}:{fault.key}" for file in files for fault in read_quarantine(Path(file)) if fault.shard in shards
+    )
+    if not here:
+        print(f"no sample of {', '.join(files)} is in these shards")
+    return here
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the scan, not after it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError("no index can be written there", where=folder, fix="give another --out DIR")
+
+
+def _check_field(index: Index, key: str) -> None:
+    """Refuse a group key that no sample has: a misspelt one would say without a word that no two samples match."""
+    for split in index.splits:
+        samples = Samples(index, split)
+        for number in range(len(samples)):
+            if samples.has(number, "json"):
+                with suppress(SampleError):
+                    record = decode("json", "json", samples.read(number, "json"), Where(samples, number))
+                    if isinstance(record, dict) and record.get(key) is not None:
+                        return
+    raise DataError(f"no sample's json has the field '{key}'", where=index.root, fix="mend --group-key")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -116,14 +221,14 @@ def _check(options: argparse.Namespace) -> int:
         for done, shard in enumerate(index.shards, start=1):
             try:
                 check_shard(index, shard)
-            except DataError as error:
-                broken.append(str(error))
+            except (DataError, OSError) as error:
+                broken.append((shard.name, str(error)))
             advance(done, len(index.shards))
-    for line in broken:
-        print(line)
+    for name, message in broken:
+        print(f"{name}: {message}")
     if broken:
         raise DataError(
-            f"{len(broken)} of {len(index.shards)} shards are not what the index says",
+            f"{len(broken)} of {len(index.shards)} shards are not what the index says: {_few([name for name, _ in broken])}",
             where=options.dir,
             fix="copy them again, or make the index anew: mmrep data index",
         )
@@ -145,6 +250,12 @@ def _stats(options: argparse.Namespace) -> int:
     return 0
 
 
+def _few(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and time left on a terminal, nothing elsewhere; gives the function that says how far it is."""
@@ -152,7 +263,14 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    texts = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeRemainingColumn())
+    start = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(title, total=None, rate="")
+
+        def advance(done: int, total: int) -> None:
+            rate = f"{done / max(1e-9, time.monotonic() - start):.1f}/s"
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield advance

@@ -58,8 +58,10 @@ def build_index(
     source = (
         None if folder.resolve() == Path(found.root).resolve() and not is_url(found.root) else _absolute(found.root)
     )
-    excluded = tuple(sorted(set(exclude)))
     scanned = _scan(found.root, found.names, workers, cache, progress)
+    left_out = set(exclude)
+    met = (f"{name}:{key}" for name, shard in zip(found.names, scanned, strict=True) for key, _ in shard.samples)
+    excluded = tuple(sorted(sample for sample in met if sample in left_out))
     extensions = tuple(
         sorted({e for shard in scanned for _, members in shard.samples for e in members if is_decodable(e)})
     )

@@ -249,7 +249,8 @@ def _check_consistent(index: Index) -> None:
     if len(index.table) != sum(shard.samples for shard in index.shards):
         raise DataError("the arrays of the index are not of its shards", where=index.folder, fix=AGAIN)
     for shard in index.shards:
-        if sum(shard.presence.values()) != shard.samples:
+        named = {extension for extensions in shard.presence for extension in extensions.split("+") if extension}
+        if sum(shard.presence.values()) != shard.samples or not named <= set(index.extensions):
             raise DataError("the index contradicts itself", where=f"{index.folder}:{shard.name}", fix=AGAIN)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,9 @@ Stored = tuple[str, bytes] | SampleError | None
 GAP = 16 << 10
 """Bytes between two members up to which one read for both is cheaper than two."""
 MAX_READ = 32 << 20
+
+PLACE = np.dtype([(name, "<i8") for name in ("shard", "offset", "size", "crc32", "sample", "item", "column")])
+"""One member to read: where it lies, and which entry of the result it fills."""
 
 
 class Samples:
@@ -111,61 +114,47 @@ class Samples:
             DataError: If a disk or network fails for good.
         """
         rows = self._row(numbers)
-        table = self.index.table
-        present, members = table.present[rows].astype(np.uint64), table.members[rows]
+        present, members = self.index.table.present[rows].astype(np.uint64), self.index.table.members[rows]
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
         result: list[list[Stored]] = [[None] * len(wanted) for _ in range(len(numbers))]
-        places = []
+        found = []
         for item, columns in enumerate(wanted):
             column = _first_present(present, columns)
             (has,) = np.nonzero(column >= 0)
-            found = members[has, column[has]]
-            shards = np.searchsorted(self._starts, numbers[has], side="right") - 1
-            places.append(
-                (shards, found["offset"], found["size"], found["crc32"], has, np.full(len(has), item), column[has])
-            )
-        columns_of_places = (
-            [np.concatenate(parts) for parts in zip(*places, strict=True)] if places else [np.zeros(0)] * 7
-        )
-        order = np.lexsort((columns_of_places[1], columns_of_places[0]))
-        self._read_sorted([column[order].tolist() for column in columns_of_places], numbers, result)
+            stored = members[has, column[has]]
+            too_large = stored["size"] > self._caps[column[has]]
+            for sample in has[too_large].tolist():
+                size = int(members[sample, column[sample]]["size"])
+                result[sample][item] = self._too_large(
+                    int(numbers[sample]), self.index.extensions[column[sample]], size
+                )
+            place = np.zeros(len(has), dtype=PLACE)
+            place["shard"], place["sample"], place["item"], place["column"] = shards[has], has, item, column[has]
+            for name in ("offset", "size", "crc32"):
+                place[name] = stored[name]
+            found.append(place[~too_large])
+        places = np.concatenate(found) if found else np.zeros(0, dtype=PLACE)
+        places = places[np.lexsort((places["offset"], places["shard"]))]
+        for span in _spans(places):
+            self._read_span(span, numbers, result)
         return result
 
-    def _read_sorted(self, columns: Sequence[list[int]], numbers: np.ndarray, result: list[list[Stored]]) -> None:
-        """Read places that are sorted by shard and offset; neighbours come with one read."""
-        extensions, caps = self.index.extensions, self._caps.tolist()
-        shards, offsets, sizes, checksums, samples, items, kinds = columns
-        at, count = 0, len(shards)
-        while at < count:
-            if sizes[at] > caps[kinds[at]]:
-                result[samples[at]][items[at]] = self._too_large(
-                    int(numbers[samples[at]]), extensions[kinds[at]], sizes[at]
+    def _read_span(self, span: list[tuple[int, ...]], numbers: np.ndarray, result: list[list[Stored]]) -> None:
+        """Read members that lie near each other with one read."""
+        shard, start = span[0][0], span[0][1]
+        data = self.files.read(shard, start, max(offset + size for _, offset, size, *_ in span) - start)
+        for _, offset, size, checksum, sample, item, column in span:
+            member = data[offset - start : offset - start + size]
+            extension = self.index.extensions[column]
+            if zlib.crc32(member) == checksum:
+                result[sample][item] = (extension, member)
+            else:
+                result[sample][item] = SampleError(
+                    f"member .{extension} is not what was indexed: its checksum differs",
+                    where=self.where(int(numbers[sample])),
+                    fix="copy or write the shard again",
+                    reason="checksum",
                 )
-                at += 1
-                continue
-            shard, start, end, until = shards[at], offsets[at], offsets[at] + sizes[at], at + 1
-            while (
-                until < count
-                and shards[until] == shard
-                and offsets[until] - end <= GAP
-                and sizes[until] <= caps[kinds[until]]
-                and offsets[until] + sizes[until] - start <= MAX_READ
-            ):
-                end, until = max(end, offsets[until] + sizes[until]), until + 1
-            view = memoryview(self.files.read(shard, start, end - start))
-            for place in range(at, until):
-                begin = offsets[place] - start
-                data = bytes(view[begin : begin + sizes[place]])
-                sample, extension = samples[place], extensions[kinds[place]]
-                if zlib.crc32(data) == checksums[place]:
-                    result[sample][items[place]] = (extension, data)
-                else:
-                    result[sample][items[place]] = SampleError(
-                        f"member .{extension} is not what was indexed: its checksum differs",
-                        where=self.where(int(numbers[sample])),
-                        fix="copy or write the shard again",
-                        reason="checksum",
-                    )
-            at = until
 
     def contents(self, modalities: Sequence[str]) -> Contents:
         """What a plan must know of the split, modality sets counted over some modalities."""
@@ -253,6 +242,9 @@ def check_shard(index: Index, shard: Shard, cache: ShardCache | None = None) -> 
     path = samples.files.local_path(0)
     scanned = scan_shard(path)
     if scanned.sha256 != shard.sha256:
+        if samples.files.remote:
+            path.unlink(missing_ok=True)
+            raise DataError("a copy in the cache had gone bad and was removed", where=path, fix="run it again")
         raise mismatch(path, f"sha256 {scanned.sha256[:12]}", shard.sha256[:12])
     first, excluded = samples.rows()[0][0], set(index.excluded)
     kept = [sample for sample in scanned.samples if f"{shard.name}:{sample[0]}" not in excluded]
@@ -263,6 +255,21 @@ def check_shard(index: Index, shard: Shard, cache: ShardCache | None = None) -> 
         raise mismatch(path, f"members of {len(expected)} samples", "others")
     if any(expected.key(row) != table.key(first + row) for row in range(shard.samples)):
         raise mismatch(path, "keys", "others")
+
+
+def _spans(places: np.ndarray) -> Iterator[list[tuple[int, ...]]]:
+    """Places sorted by shard and offset, cut where the gap to the next one is not worth reading."""
+    span: list[tuple[int, ...]] = []
+    shard, start, end = -1, 0, 0
+    for place in places.tolist():
+        if place[0] != shard or place[1] - end > GAP or place[1] + place[2] - start > MAX_READ:
+            if span:
+                yield span
+            span, shard, start, end = [], place[0], place[1], 0
+        span.append(place)
+        end = max(end, place[1] + place[2])
+    if span:
+        yield span
 
 
 def _first_present(present: np.ndarray, columns: Sequence[int]) -> np.ndarray:

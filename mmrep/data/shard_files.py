@@ -52,14 +52,10 @@ class ShardFiles:
                 fix="make the index anew: mmrep data index",
             )
 
-        def once() -> bytes:
-            try:
-                return _read_all(self._descriptor(shard), offset, size)
-            except OSError:
-                self._forget(shard)  # a stale handle of a network disk heals by opening anew
-                raise
-
-        return retried(once, join(self.root, self.shards[shard].name))
+        try:
+            return self._read(shard, offset, size)
+        except OSError:  # only now what costs more than a read from memory
+            return retried(lambda: self._read(shard, offset, size), join(self.root, self.shards[shard].name))
 
     def prefetch(self, shard: int) -> None:
         """Bring a remote shard here."""
@@ -72,6 +68,13 @@ class ShardFiles:
         if self.cache is None:
             return Path(self.root) / entry.name
         return self.cache.get(join(self.root, entry.name), entry.sha256, entry.bytes)
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        try:
+            return _read_all(self._descriptor(shard), offset, size)
+        except OSError:
+            self._forget(shard)  # a stale handle of a network disk heals by opening anew
+            raise
 
     def _descriptor(self, shard: int) -> int:
         # pread has no shared position, so that a descriptor opened before a fork serves all workers.

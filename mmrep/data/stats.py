@@ -14,63 +14,86 @@ def split_stats(index: Index, split: str) -> dict[str, Any]:
     """Figures of a split, from the index alone.
 
     Returns:
-        ``shards``, ``samples``, ``bytes``, and ``modalities``: for each the samples that have it (``present``), and the
-        ``mean`` and ``largest`` bytes of its members.
+        ``shards``, ``samples``, ``bytes``; ``modalities``: for each the samples that have it (``present``), and the
+        ``mean`` and ``largest`` bytes of the members that carry it; ``sets``: how many samples have which set of
+        modalities, the most frequent first.
     """
     samples = Samples(index, split)
-    rows = np.concatenate(
-        [np.arange(first, first + shard.samples) for first, shard in samples.rows()] or [np.zeros(0, int)]
-    )
-    present, members = index.table.present[rows].astype(np.uint64), index.table.members[rows]
-    modalities = {}
-    for name in index.modalities:
-        sizes = np.concatenate(
-            [
-                members["size"][(present >> np.uint64(column) & np.uint64(1)).astype(bool), column]
-                for column in samples.columns(name)
-            ]
-            or [np.zeros(0)]
-        )
-        has = sum(count for sets, count in zip(*_sets(samples, name), strict=True) if sets)
-        modalities[name] = {
-            "present": int(has),
-            "mean": float(sizes.mean()) if len(sizes) else 0.0,
-            "largest": int(sizes.max()) if len(sizes) else 0,
-        }
     return {
         "shards": len(samples.shards),
         "samples": len(samples),
         "bytes": sum(shard.bytes for shard in samples.shards),
-        "modalities": modalities,
+        "modalities": {name: _modality_stats(samples, name) for name in index.modalities},
+        "sets": _sets(samples),
     }
 
 
-def _sets(samples: Samples, name: str) -> tuple[list[int], list[int]]:
-    contents = samples.contents([name])
-    return list(contents.sets), contents.counts.sum(axis=0).tolist()
+def _modality_stats(samples: Samples, modality: str) -> dict[str, Any]:
+    table, columns = samples.index.table, samples.columns(modality)
+    present, total, largest = 0, 0, 0
+    for first, shard in samples.rows():
+        rows = slice(first, first + shard.samples)  # a view of the mapped array: nothing is copied but one column
+        masks = table.present[rows].astype(np.uint64)
+        has, sizes = np.zeros(len(masks), dtype=bool), np.zeros(len(masks), dtype=np.int64)
+        for column in reversed(columns):
+            carried = (masks >> np.uint64(column) & np.uint64(1)).astype(bool)
+            has |= carried
+            sizes[carried] = table.members["size"][rows, column][carried]
+        present, total = present + int(has.sum()), total + int(sizes.sum())
+        largest = max(largest, int(sizes.max(initial=0)))
+    return {"present": present, "mean": total / present if present else 0.0, "largest": largest}
+
+
+def _sets(samples: Samples) -> dict[tuple[str, ...], int]:
+    names = list(samples.index.modalities)
+    contents = samples.contents(names)
+    counts = zip(contents.sets, contents.counts.sum(axis=0).tolist(), strict=True)
+    found = {
+        tuple(name for bit, name in enumerate(names) if modality_set >> bit & 1): count
+        for modality_set, count in counts
+        if count
+    }
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+HEADINGS = ("split", "shards", "samples", "MB", "modality", "present", "mean", "largest")
+
+
+def stats_rows(index: Index) -> list[tuple[str, ...]]:
+    """The table of all splits, under `HEADINGS`: a row for each split and modality, the split's own figures in its first."""
+    rows: list[tuple[str, ...]] = []
+    for split in index.splits:
+        figures = split_stats(index, split)
+        own = (split, str(figures["shards"]), str(figures["samples"]), f"{figures['bytes'] / 1e6:.1f}")
+        for name, item in figures["modalities"].items():
+            present = share(item["present"], figures["samples"])
+            rows.append((*own, name, present, size(item["mean"]), size(item["largest"])))
+            own = ("", "", "", "")
+    return rows
 
 
 def print_stats(index: Index, title: object) -> None:
     """Print a table of splits, presence and sizes."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=str(title))
-    for heading in ("split", "shards", "samples", "MB", *index.modalities):
-        table.add_column(heading, justify="left" if heading == "split" else "right")
-    for split in index.splits:
-        figures = split_stats(index, split)
-        cells = [
-            f"{_share(item['present'], figures['samples'])}, {size(item['mean'])}, max {size(item['largest'])}"
-            for item in figures["modalities"].values()
-        ]
-        table.add_row(split, str(figures["shards"]), str(figures["samples"]), f"{figures['bytes'] / 1e6:.1f}", *cells)
-    console = Console()
-    console.print(table)
-    console.print(
+    table = Table(title=Text(str(title)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in HEADINGS:
+        words = heading in ("split", "modality")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for row in stats_rows(index):
+        table.add_row(*(Text(cell) for cell in row))  # Text: a name with brackets is no markup
+    Console().print(table)
+    print(summary(index))
+
+
+def summary(index: Index) -> str:
+    """What an index says beside its table."""
+    return (
         f"group key: {index.group_key or 'none'}   labels: {', '.join(index.labels) or 'none'}   "
-        f"excluded: {len(index.excluded)}   fingerprint: {index.fingerprint[:12]}",
-        highlight=False,
+        f"excluded: {len(index.excluded)}   fingerprint: {index.fingerprint[:12]}"
     )
 
 
@@ -83,5 +106,6 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _share(count: int, total: int) -> str:
+def share(count: int, total: int) -> str:
+    """A count, and what part of all it is."""
     return f"{count} ({count / total:.0%})" if total else "0"

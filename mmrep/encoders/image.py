@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 from mmrep.encoders.base import Standardize
 from mmrep.encoders.crops import Crop, ImageEncoder
 from mmrep.encoders.open_clip import create_towers, preprocessing
+from mmrep.encoders.resize import RandomResizedCrop
 from mmrep.errors import ConfigError
 
 
@@ -80,27 +81,34 @@ class OpenClipImageEncoder(ImageEncoder):
         embed_dim: Width of the embedding space; a linear head leads from the tower's output to it.
         architecture: A name that ``open_clip.list_models()`` gives.
         crops: What training draws of each picture instead, at the tower's own resolution.
+        resize: How training resizes: ``torch``, or the faster ``opencv``; see `mmrep.encoders.resize.RandomResizedCrop`.
         **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
     def __init__(
-        self, embed_dim: int, architecture: str = "ViT-B-32", crops: list[Crop] | None = None, **head: Any
+        self,
+        embed_dim: int,
+        architecture: str = "ViT-B-32",
+        crops: list[Crop] | None = None,
+        resize: str = "torch",
+        **head: Any,
     ) -> None:
         model = create_towers(architecture)
         self.preprocessing = preprocessing(model.visual)
-        super().__init__(embed_dim, self.preprocessing.width, {"architecture": architecture}, crops=crops, **head)
+        settings = {"architecture": architecture, "resize": resize}
+        super().__init__(embed_dim, self.preprocessing.width, settings, crops=crops, **head)
+        self.crop = RandomResizedCrop(self.preprocessing.size, backend=resize)
         if odd := {crop.size for crop in self.crops} - {self.preprocessing.size}:
             raise ConfigError(f"{architecture} takes pictures of {self.preprocessing.size} pixels, not crops of {odd}")
         self.tower = model.visual
         self.standardize = Standardize(self.preprocessing.mean, self.preprocessing.std)
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
-        size = self.preprocessing.size
-        mode = InterpolationMode.BICUBIC
-        crop: list[nn.Module] = [v2.Resize(size, interpolation=mode), v2.CenterCrop(size)]
         if train:
-            crop = [v2.RandomResizedCrop(size, scale=(0.9, 1.0), interpolation=mode)]
-        transform: Callable[[Any], Tensor] = v2.Compose([*crop, v2.PILToTensor()])
+            return self.crop
+        size = self.preprocessing.size
+        resized = v2.Resize(size, interpolation=InterpolationMode.BICUBIC)
+        transform: Callable[[Any], Tensor] = v2.Compose([resized, v2.CenterCrop(size), v2.PILToTensor()])
         return transform
 
     def empty(self, n: int) -> Tensor:

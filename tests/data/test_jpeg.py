@@ -1,0 +1,73 @@
+"""JPEGs by simplejpeg have Pillow's pixels bit for bit, and what it refuses is Pillow's to decide."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrep.data import decode as module
+from mmrep.data.decode import decode
+from mmrep.errors import SampleError
+
+simplejpeg = pytest.importorskip("simplejpeg")
+
+
+def jpeg(size: tuple[int, int], mode: str = "RGB", orientation: int = 1, **options: object) -> bytes:
+    rng = np.random.default_rng(size[0])
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    more = {"exif": exif} if orientation != 1 else {}
+    buffer = io.BytesIO()
+    coarse.convert(mode).save(buffer, "JPEG", **more, **options)
+    return buffer.getvalue()
+
+
+CASES = {
+    "4:4:4": jpeg((65, 70), subsampling=0),
+    "4:2:2": jpeg((67, 71), subsampling=1),
+    "4:2:0": jpeg((200, 133), subsampling=2),
+    "quality 10": jpeg((90, 91), quality=10),
+    "progressive": jpeg((120, 111), progressive=True),
+    "one pixel": jpeg((1, 1)),
+    "grey": jpeg((80, 60), "L"),
+    "cmyk": jpeg((80, 60), "CMYK"),
+    **{f"held {orientation}": jpeg((40, 60), orientation=orientation) for orientation in range(2, 9)},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_pixels_with_and_without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = decode("image", "jpg", CASES[name], "x")
+    monkeypatch.setattr(module, "simplejpeg", None)
+    reference = decode("image", "jpg", CASES[name], "x")
+    assert fast.size == reference.size and fast.mode == reference.mode == "RGB"
+    assert np.array_equal(np.asarray(fast), np.asarray(reference))
+
+
+def test_it_is_used_for_ordinary_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = simplejpeg.decode_jpeg
+
+    def counted(data: bytes, *args: object, **kwargs: object) -> np.ndarray:
+        calls.append(len(data))
+        pixels: np.ndarray = real(data, *args, **kwargs)
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", counted)
+    for name in ("4:2:0", "grey", "cmyk", "held 6"):
+        decode("image", "jpg", CASES[name], "x")
+    assert calls == [len(CASES["4:2:0"])]
+
+
+@pytest.mark.parametrize("with_it", [True, False])
+def test_cut_ones_are_refused_either_way(with_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not with_it:
+        monkeypatch.setattr(module, "simplejpeg", None)
+    whole = CASES["4:2:0"]
+    for length in (0, 3, 200, len(whole) // 2, len(whole) - 20):
+        with pytest.raises(SampleError):
+            decode("image", "jpg", whole[:length], "x")
