@@ -49,6 +49,9 @@ objectives: $(STAMP) ## Every objective on real data, one seed each: an hour on 
 bench: $(STAMP) ## Time, memory and traffic of the losses beside other packages: ten minutes; table, and JSON in benchmarks/results
 	$(BIN)/python -m benchmarks.losses
 
+bench-streaming: $(STAMP) ## CPU time of the data layer beside webdataset: three minutes; table, and JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.streaming
+
 lock: $(STAMP) ## Write constraints.txt from the environment
 	@{ head -1 constraints.txt; VIRTUAL_ENV=$(VENV) $(BIN)/uv pip freeze | grep == | grep -v -E '^(mmrep|uv)=='; } > constraints.new
 	@mv constraints.new constraints.txt
@@ -56,4 +59,4 @@ lock: $(STAMP) ## Write constraints.txt from the environment
 clean: ## Remove the environment and caches; data/ and runs/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help install demo test test-slow test-all format data xor objectives bench lock clean
+.PHONY: help install demo test test-slow test-all format data xor objectives bench bench-streaming lock clean

@@ -63,9 +63,11 @@ def find_shards(place: str) -> ShardList:
         names = sorted(path.relative_to(place).as_posix() for path in Path(place).rglob("*.tar"))
         return _found(place, place, names)
     patterns = expand_braces(place)
-    if missing := [name for name in patterns if not glob.has_magic(name) and not Path(name).is_file()]:
+    found = (glob.glob(pattern, recursive=True) for pattern in patterns)  # noqa: PTH207 - a pattern may be absolute
+    files = sorted({file for names in found for file in names})
+    missing = [name for name in patterns if not glob.has_magic(name) and not Path(name).is_file()]
+    if files and missing:
         raise DataError(f"no shard {missing[0]}", where=place, fix="name only those that are there, or use *")
-    files = sorted({file for pattern in patterns for file in glob.glob(pattern, recursive=True)})  # noqa: PTH207 - may be absolute
     folders = {str(Path(file).parent) for file in files}
     root = folders.pop() if len(folders) == 1 else _common([*folders])
     return _found(place, root, [PurePosixPath(file).relative_to(root).as_posix() for file in files])

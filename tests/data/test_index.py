@@ -95,6 +95,12 @@ def test_an_index_that_does_not_match_its_shards_is_refused(shards: Path) -> Non
         check_shard(index, index.split("test")[0])
 
 
+def test_a_shard_named_in_braces_must_be_there(shards: Path) -> None:
+    (shards / "train-000000.tar").unlink()
+    with pytest.raises(DataError, match=r"no shard .*train-000000\.tar"):
+        build_index(f"{shards}/train-{{000000..000001}}.tar", MODALITIES)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
