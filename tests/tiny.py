@@ -63,3 +63,8 @@ def write_tiny_shards(folder: Path, splits: dict[str, tuple[int, ...]] | None = 
             number += size
     build_index(folder, MODALITIES, group_key="label", labels={"label": Label(CLASSES)}).save()
     return folder
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    """The content of all files below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

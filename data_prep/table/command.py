@@ -15,7 +15,7 @@ from data_prep.table.rows import Reject, SplitRule, plan_shards, read_table, str
 from data_prep.table.sources import Source, parse_modality, parse_values, with_prefixes
 from mmrep.data.build import build_index
 from mmrep.data.decode import KINDS
-from mmrep.data.index import Label, Modality
+from mmrep.data.index import Label, Modality, remove_arrays
 from mmrep.errors import ConfigError, DataError, MmrepError
 
 OWN_FILES = ("*.tar", "*.tar.part", "index.json", "index.json.part", "rejects.csv")
@@ -161,6 +161,7 @@ def _remove_own(folder: Path) -> None:
     for pattern in OWN_FILES:
         for path in folder.glob(pattern):
             path.unlink()
+    remove_arrays(folder)
 
 
 def _publish(part: Path, out: Path) -> None:

@@ -145,9 +145,7 @@ class Index:
         part = path.with_suffix(".json.part")
         part.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         part.replace(path)
-        for earlier in self.folder.glob("index-" + "[0-9a-f]" * 16):
-            if earlier != self.arrays:
-                shutil.rmtree(earlier, ignore_errors=True)
+        remove_arrays(self.folder, but=self.arrays)
         return path
 
     @classmethod
@@ -260,6 +258,13 @@ def _load_table(content: dict[str, Any], folder: Path) -> MemberTable:
         if not path.is_file() or path.stat().st_size != content["arrays"][name]["bytes"]:
             raise DataError(f"the index lacks its array {name}, or it is cut short", where=folder, fix=AGAIN)
     return MemberTable.load(folder, content["extensions"])
+
+
+def remove_arrays(folder: Path, but: Path | None = None) -> None:
+    """Remove the arrays of indexes of a folder, those in ``but`` aside."""
+    for arrays in folder.glob("index-" + "[0-9a-f]" * 16):
+        if arrays != but:
+            shutil.rmtree(arrays, ignore_errors=True)
 
 
 def check_arrays(index: Index) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -23,7 +24,10 @@ Stored = tuple[str, bytes] | SampleError | None
 GAP = 16 << 10
 """Bytes between two members up to which one read for both is cheaper than two."""
 MAX_READ = 32 << 20
+"""Bytes after which another read begins, so that no read is larger than this and one member."""
 
+BEYOND = np.uint64(1 << 62)
+"""An offset past the end of any shard, so that sums of what a broken index claims do not overflow."""
 PLACE = np.dtype([(name, "<i8") for name in ("shard", "offset", "size", "crc32", "sample", "item", "column")])
 """One member to read: where it lies, and which entry of the result it fills."""
 
@@ -130,31 +134,30 @@ class Samples:
                 )
             place = np.zeros(len(has), dtype=PLACE)
             place["shard"], place["sample"], place["item"], place["column"] = shards[has], has, item, column[has]
-            for name in ("offset", "size", "crc32"):
-                place[name] = stored[name]
+            place["offset"] = np.minimum(stored["offset"], BEYOND)
+            place["size"], place["crc32"] = stored["size"], stored["crc32"]
             found.append(place[~too_large])
         places = np.concatenate(found) if found else np.zeros(0, dtype=PLACE)
-        places = places[np.lexsort((places["offset"], places["shard"]))]
-        for span in _spans(places):
-            self._read_span(span, numbers, result)
+        if len(places):
+            self._read_sorted(places[np.lexsort((places["offset"], places["shard"]))], numbers, result)
         return result
 
-    def _read_span(self, span: list[tuple[int, ...]], numbers: np.ndarray, result: list[list[Stored]]) -> None:
-        """Read members that lie near each other with one read."""
-        shard, start = span[0][0], span[0][1]
-        data = self.files.read(shard, start, max(offset + size for _, offset, size, *_ in span) - start)
-        for _, offset, size, checksum, sample, item, column in span:
-            member = data[offset - start : offset - start + size]
-            extension = self.index.extensions[column]
-            if zlib.crc32(member) == checksum:
-                result[sample][item] = (extension, member)
-            else:
-                result[sample][item] = SampleError(
-                    f"member .{extension} is not what was indexed: its checksum differs",
-                    where=self.where(int(numbers[sample])),
-                    fix="copy or write the shard again",
-                    reason="checksum",
-                )
+    def _read_sorted(self, places: np.ndarray, numbers: np.ndarray, result: list[list[Stored]]) -> None:
+        """Read places that are sorted by shard and offset; neighbours come with one read."""
+        extensions, firsts = self.index.extensions, _starts_of_reads(places)
+        starts, counts = places["offset"][firsts], np.diff(firsts, append=len(places))
+        lengths = np.maximum.reduceat(places["offset"] + places["size"], firsts) - starts
+        reads = zip(*(column.tolist() for column in (places["shard"][firsts], starts, lengths, counts)), strict=True)
+        places["offset"] -= np.repeat(starts, counts)
+        members = iter(places.tolist())
+        for shard, start, length, count in reads:
+            data = self.files.read(shard, start, length)
+            for _, begin, size, checksum, sample, item, column in islice(members, count):
+                member = data[begin : begin + size]
+                if zlib.crc32(member) == checksum:
+                    result[sample][item] = (extensions[column], member)
+                else:
+                    result[sample][item] = self._differs(int(numbers[sample]), extensions[column])
 
     def contents(self, modalities: Sequence[str]) -> Contents:
         """What a plan must know of the split, modality sets counted over some modalities."""
@@ -182,6 +185,14 @@ class Samples:
         shards = np.searchsorted(self._starts, numbers, side="right") - 1
         rows: np.ndarray = self._rows[shards] + numbers - self._starts[shards]
         return rows
+
+    def _differs(self, number: int, extension: str) -> SampleError:
+        return SampleError(
+            f"member .{extension} is not what was indexed: its checksum differs",
+            where=self.where(number),
+            fix="copy or write the shard again",
+            reason="checksum",
+        )
 
     def _too_large(self, number: int, extension: str, size: int) -> SampleError:
         most = MAX_BYTES[_kind(extension)]
@@ -257,19 +268,13 @@ def check_shard(index: Index, shard: Shard, cache: ShardCache | None = None) -> 
         raise mismatch(path, "keys", "others")
 
 
-def _spans(places: np.ndarray) -> Iterator[list[tuple[int, ...]]]:
-    """Places sorted by shard and offset, cut where the gap to the next one is not worth reading."""
-    span: list[tuple[int, ...]] = []
-    shard, start, end = -1, 0, 0
-    for place in places.tolist():
-        if place[0] != shard or place[1] - end > GAP or place[1] + place[2] - start > MAX_READ:
-            if span:
-                yield span
-            span, shard, start, end = [], place[0], place[1], 0
-        span.append(place)
-        end = max(end, place[1] + place[2])
-    if span:
-        yield span
+def _starts_of_reads(places: np.ndarray) -> np.ndarray:
+    """The first places of the reads: where the shard changes, or the gap is not worth reading, or the last read is large."""
+    shard, offset = places["shard"], places["offset"]
+    far = offset[1:] - (offset + places["size"])[:-1] > GAP
+    new = far | (shard[1:] != shard[:-1]) | (offset[1:] // MAX_READ != offset[:-1] // MAX_READ)
+    firsts: np.ndarray = np.concatenate([[0], np.flatnonzero(new) + 1])
+    return firsts
 
 
 def _first_present(present: np.ndarray, columns: Sequence[int]) -> np.ndarray:

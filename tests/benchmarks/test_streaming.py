@@ -1,4 +1,4 @@
-"""The benchmark of the data layer: both sides do the same work, and the committed rows have their gates. Speeds are not tested."""
+"""The benchmark of the data layer: both sides do the same work, and the committed rows have their gates."""
 
 from __future__ import annotations
 

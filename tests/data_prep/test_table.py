@@ -19,6 +19,7 @@ from mmrep.data.decode import decode
 from mmrep.data.index import Index
 from mmrep.data.scan import group_members
 from mmrep.data.writer import npy_bytes
+from tests.tiny import file_bytes
 
 Table = list[dict[str, str]]
 
@@ -264,8 +265,8 @@ def test_any_number_of_workers_writes_the_same_bytes(media: Path, tmp_path: Path
     for name, workers in (("a", 1), ("b", 2)):
         options = [*MEDIA, "--samples-per-shard", "1", "--image-size", "10", "--max-rejects", "0.4"]
         assert run(media, tmp_path / name, *options, workers=workers) == 0
-    first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "ab")
-    assert len(first) == 4 + 2 and first == second
+    first, second = (file_bytes(tmp_path / name) for name in "ab")
+    assert len(first) == 4 + 1 + 1 + 4 and first == second
 
 
 def test_the_printed_table_counts_rows_and_presence(
@@ -295,7 +296,9 @@ def test_overwrite_removes_only_what_the_command_wrote(tmp_path: Path, capsys: p
     assert run(table, out, "--text", "caption") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert {path.name for path in out.iterdir()} == before | {"notes.md"}
-    assert run(table, out, "--text", "caption", "--overwrite") == 0
+    for options in ([], ["--seed", "3"]):  # the same shards again, and others
+        assert run(table, out, "--text", "caption", *options, "--overwrite") == 0
+    assert len(list(out.glob("index-*"))) == 1
     assert len(list(out.glob("*.tar"))) == 3 and (out / "notes.md").read_text() == "mine"
     assert len(read_back(out)) == 60 and not (tmp_path / "out.part").exists()
 
@@ -316,10 +319,10 @@ def test_too_many_rejects_fail_and_leave_nothing(
 def test_a_failed_overwrite_keeps_what_was_there(media: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(media, out, "--image", "photo") == 0
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = file_bytes(out)
     edit(media, 2, photo="gone.png")
     assert run(media, out, "--image", "photo", "--overwrite") == 2
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert file_bytes(out) == before
 
 
 def test_files_of_others_in_the_build_folder_are_not_touched(tmp_path: Path) -> None:
