@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import tempfile
 import time
@@ -22,10 +23,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.losses import replace_rows
 from benchmarks.measure import Row, Step, interleaved, show, write
 from benchmarks.pictures import SETS, write_pictures
 from data_prep.emoji_m3.progress import track
@@ -195,17 +198,24 @@ def limit_rows(name: str, root: Path, rounds: int) -> list[Row]:
         for data in stored:
             Image.open(io.BytesIO(data), formats=["JPEG"]).load()
 
+    def by_simplejpeg() -> None:
+        for data in stored:
+            simplejpeg.decode_jpeg(data, "RGB", strict=True)
+
     def checksums() -> None:
         for data in stored:
             zlib.crc32(data)
 
-    steps = [whole_files, checksums, by_pillow, drain(partial(ours, found)), drain(partial(theirs, found))]
-    read, verified, decoded, mine, other = per_sample(name, root, rounds, steps)
+    paths = [drain(partial(ours, found)), drain(partial(theirs, found))]
+    steps = [whole_files, checksums, by_pillow, by_simplejpeg, *paths]
+    read, verified, decoded, turbo, mine, other = per_sample(name, root, rounds, steps)
     return [
         Row.of(f"{name}, limit: whole files", "CPU ms a sample", read, mine, "our whole path"),
         Row.of(f"{name}, limit: crc32 of the pictures", "CPU ms a sample", verified, mine, "our whole path"),
         Row.of(f"{name}, limit: Pillow decodes", "CPU ms a sample", decoded, mine, "our whole path"),
+        Row.of(f"{name}, limit: simplejpeg decodes", "CPU ms a sample", turbo, mine, "our whole path"),
         Row.of(f"{name}, limit: Pillow decodes", "CPU ms a sample", decoded, other, "their whole path"),
+        Row.of(f"{name}, limit: simplejpeg decodes", "CPU ms a sample", turbo, other, "their whole path"),
     ]
 
 
@@ -266,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved runs of each step")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name holds it")
     parser.add_argument("--out", type=Path, help=f"where the JSON goes ({RESULT}; a part of the cases is only shown)")
+    parser.add_argument("--keep", action="store_true", help="write a part of the cases into an earlier result")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chosen = [run for name, run in CASES.items() if not options.only or any(text in name for text in options.only)]
@@ -273,8 +284,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no case has {options.only} in its name; there are: {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as root:
         found = [row for run in track(chosen, len(chosen), "comparisons") for row in run(Path(root), options.rounds)]
+    out: Path | None = options.out or (RESULT if options.keep or not options.only else None)
+    if options.keep and out is not None:
+        found = replace_rows([Row(**row) for row in json.loads(out.read_text())["rows"]], found)
     show("The data layer", found)
-    out: Path | None = options.out or (None if options.only else RESULT)
     if out is not None:
         packages = ("torch", "torchvision", "open_clip_torch", "webdataset", "pillow", "simplejpeg", "numpy", "mmrep")
         write(out, found, *packages, rounds=options.rounds)

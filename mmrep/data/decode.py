@@ -53,8 +53,10 @@ MAX_BYTES = {
 Waveform = tuple[np.ndarray, int]
 """Mono float32 samples ``[T]`` in [-1, 1], and their rate in Hz."""
 
-EXIF_WITHIN = 128 << 10
-"""First bytes of a JPEG that may hold what a camera wrote, its orientation say: segments of at most 64 KiB."""
+PLAIN_SEGMENTS = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDC, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE})
+"""Markers that may come before the pixels of a JPEG stored upright: not APP1 (0xE1), whose Exif or XMP may say otherwise."""
+START_OF_SCAN = 0xDA
+MOST_SEGMENTS = 1000
 
 IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 AUDIO_FORMATS = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "mp3": "MP3"}
@@ -126,7 +128,7 @@ def _turbo_jpeg(data: bytes) -> Image.Image | None:
     None where it is not installed, and for all that is not ordinary (another colour space, a camera's orientation, damage,
     too many pixels): that is Pillow's to decide.
     """
-    if simplejpeg is None or b"Exif" in data[:EXIF_WITHIN]:
+    if simplejpeg is None or not _is_upright(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -135,6 +137,17 @@ def _turbo_jpeg(data: bytes) -> Image.Image | None:
         return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
     except ValueError:
         return None
+
+
+def _is_upright(data: bytes) -> bool:
+    """Whether a JPEG's header surely says nothing of how the camera was held."""
+    at = 2
+    for _ in range(MOST_SEGMENTS):
+        marker, length = data[at : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
+        if len(marker) < 2 or marker[0] != 0xFF or marker[1] not in PLAIN_SEGMENTS:
+            return marker == bytes((0xFF, START_OF_SCAN))
+        at += 2 + length
+    return False
 
 
 def _audio(suffix: str, data: bytes) -> Waveform:

@@ -149,10 +149,11 @@ class Samples:
         lengths = np.maximum.reduceat(places["offset"] + places["size"], firsts) - starts
         reads = zip(*(column.tolist() for column in (places["shard"][firsts], starts, lengths, counts)), strict=True)
         places["offset"] -= np.repeat(starts, counts)
-        members = iter(places.tolist())
+        fields = ("offset", "size", "crc32", "sample", "item", "column")
+        members = zip(*(places[name].tolist() for name in fields), strict=True)
         for shard, start, length, count in reads:
             data = self.files.read(shard, start, length)
-            for _, begin, size, checksum, sample, item, column in islice(members, count):
+            for begin, size, checksum, sample, item, column in islice(members, count):
                 member = data[begin : begin + size]
                 if zlib.crc32(member) == checksum:
                     result[sample][item] = (extensions[column], member)

@@ -51,6 +51,8 @@ def test_a_part_is_only_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert streaming.main(["--only", "resume", "--rounds", "1", "--out", str(tmp_path / "rows.json")]) == 0
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert row["held"] and "resume in the middle" in capsys.readouterr().out
+    again = ["--only", "resume", "--rounds", "1", "--keep", "--out", str(tmp_path / "rows.json")]
+    assert streaming.main(again) == 0 and len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 1
     with pytest.raises(SystemExit):
         streaming.main(["--only", "nothing"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -26,6 +27,18 @@ def jpeg(size: tuple[int, int], mode: str = "RGB", orientation: int = 1, **optio
     return buffer.getvalue()
 
 
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def with_segments(data: bytes, *segments: bytes) -> bytes:
+    """The same picture with more before its tables."""
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+XMP = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+PROFILE = segment(0xE2, bytes(65_533))
+
 CASES = {
     "4:4:4": jpeg((65, 70), subsampling=0),
     "4:2:2": jpeg((67, 71), subsampling=1),
@@ -36,6 +49,10 @@ CASES = {
     "grey": jpeg((80, 60), "L"),
     "cmyk": jpeg((80, 60), "CMYK"),
     **{f"held {orientation}": jpeg((40, 60), orientation=orientation) for orientation in range(2, 9)},
+    "held 6, by XMP": with_segments(jpeg((40, 60)), segment(0xE1, XMP)),
+    "held 6, after a long profile": with_segments(jpeg((40, 60), orientation=6), *[PROFILE] * 5),
+    "long profile": with_segments(jpeg((40, 60)), *[PROFILE] * 5),
+    "filled up before a marker": with_segments(jpeg((40, 60)), b"\xff"),
 }
 
 
@@ -58,9 +75,9 @@ def test_it_is_used_for_ordinary_ones(monkeypatch: pytest.MonkeyPatch) -> None:
         return pixels
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", counted)
-    for name in ("4:2:0", "grey", "cmyk", "held 6"):
+    for name in ("4:2:0", "progressive", "grey", "cmyk", "held 6", "held 6, by XMP", "long profile"):
         decode("image", "jpg", CASES[name], "x")
-    assert calls == [len(CASES["4:2:0"])]
+    assert calls == [len(CASES[name]) for name in ("4:2:0", "progressive", "long profile")]
 
 
 @pytest.mark.parametrize("with_it", [True, False])
@@ -71,3 +88,32 @@ def test_cut_ones_are_refused_either_way(with_it: bool, monkeypatch: pytest.Monk
     for length in (0, 3, 200, len(whole) // 2, len(whole) - 20):
         with pytest.raises(SampleError):
             decode("image", "jpg", whole[:length], "x")
+
+
+def test_damage_is_judged_alike_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [CASES[name] for name in ("4:4:4", "4:2:2", "progressive", "grey")]
+    refused = 0
+    for number in range(400):
+        broken = bytearray(pictures[number % len(pictures)])
+        broken[rng.integers(700 if number % 2 else len(broken))] ^= 1 << int(rng.integers(8))
+        found: list[np.ndarray | None] = []
+        for library in (simplejpeg, None):
+            monkeypatch.setattr(module, "simplejpeg", library)
+            try:
+                found.append(np.asarray(decode("image", "jpg", bytes(broken), "x")))
+            except SampleError:
+                found.append(None)
+        fast, reference = found
+        assert (fast is None) == (reference is None)
+        refused += fast is None
+        assert fast is None or reference is None or np.array_equal(fast, reference)
+    assert 20 < refused < 380
+
+
+@pytest.mark.parametrize("length", [0, 2])
+def test_a_header_of_a_million_segments_is_refused_quickly(length: int) -> None:
+    start = time.process_time()
+    with pytest.raises(SampleError):
+        decode("image", "jpg", b"\xff\xd8" + (b"\xff\xe0" + length.to_bytes(2, "big")) * 250_000, "x")
+    assert time.process_time() - start < 2
