@@ -48,4 +48,4 @@ def test_memory_and_files_stay_flat_over_twenty_epochs(tmp_path: Path) -> None:
     print([round(bytes_ / 1e6) for bytes_ in memory], files)
     early, late = max(memory[4:8]), min(memory[16:])
     assert late < early * 1.05 + 4e6, memory
-    assert max(files[16:]) <= max(files[4:8]) + 2
+    assert max(files[16:]) <= max(files[4:8]) + 8  # a leak of one a pass would be ten
