@@ -7,7 +7,6 @@ floor is the time of the matrix products alone that the formula needs. Prints th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,9 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Row, Step, interleaved, peak_growth, show, write
+from benchmarks.measure import Row, Step, compare, comparison_parser, interleaved, peak_growth
 from benchmarks.traffic import bytes_sent
-from data_prep.emoji_m3.progress import track
 from mmrep.losses import ClusterSwapLoss, Loss, PairwiseCLIPLoss, SymileLoss
 from mmrep.ops import paths
 from mmrep.ops.product_logsumexp import product_logsumexp
@@ -323,20 +321,9 @@ def _short(dtype: torch.dtype) -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
 
 
-def replace_rows(earlier: Sequence[Row], found: Sequence[Row]) -> list[Row]:
-    """The earlier rows, those that were measured again in their place, new ones behind."""
-    again = {(row.case, row.metric, row.theirs_is): row for row in found}
-    kept = [again.pop((row.case, row.metric, row.theirs_is), row) for row in earlier]
-    return [*kept, *again.values()]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved runs of each step")
-    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name holds it")
-    parser.add_argument("--out", type=Path, help=f"where the JSON goes ({RESULT}; a part of the cases is only shown)")
-    parser.add_argument("--keep", action="store_true", help="write a part of the cases into an earlier result")
+    parser = comparison_parser(__doc__, RESULT, rounds=7)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -349,18 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **{f"{name}, memory": partial(memory_rows, name) for name in MEMORY},
         "traffic": traffic_rows,
     }
-    chosen = [
-        run for name, run in measurements.items() if not options.only or any(text in name for text in options.only)
-    ]
-    if not chosen:
-        parser.error(f"no case has {options.only} in its name; there are: {', '.join(measurements)}")
-    found = [row for run in track(chosen, len(chosen), "comparisons") for row in run()]
-    out: Path | None = options.out or (RESULT if options.keep or not options.only else None)
-    if options.keep and out is not None:
-        found = replace_rows([Row(**row) for row in json.loads(out.read_text())["rows"]], found)
-    show("Losses, forward and backward", found)
-    if out is not None:
-        write(out, found, "torch", "open_clip_torch", "symile", "lightly", "mmrep", rounds=options.rounds)
+    packages = ("torch", "open_clip_torch", "symile", "lightly", "mmrep")
+    compare("Losses, forward and backward", measurements, parser, options, RESULT, packages)
     return 0
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine, versions
+from data_prep.emoji_m3.progress import track
 
 Step = Callable[[], object]
 
@@ -103,3 +105,43 @@ def write(path: Path, rows: Sequence[Row], *packages: str, **more: object) -> No
     result = {"machine": machine(), "versions": versions(*packages), **more, "rows": [asdict(row) for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def replace_rows(earlier: Sequence[Row], found: Sequence[Row]) -> list[Row]:
+    """The earlier rows, those that were measured again in their place, new ones behind."""
+    again = {(row.case, row.metric, row.theirs_is): row for row in found}
+    kept = [again.pop((row.case, row.metric, row.theirs_is), row) for row in earlier]
+    return [*kept, *again.values()]
+
+
+def comparison_parser(description: str | None, result: Path, *, rounds: int) -> argparse.ArgumentParser:
+    """The command line of a benchmark whose rows go to ``result``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved runs of each step")
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name holds it")
+    parser.add_argument("--out", type=Path, help=f"where the JSON goes ({result}; a part of the cases is only shown)")
+    parser.add_argument("--keep", action="store_true", help="write a part of the cases into an earlier result")
+    return parser
+
+
+def compare(
+    title: str,
+    measurements: Mapping[str, Callable[[], list[Row]]],
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    result: Path,
+    packages: Sequence[str],
+) -> None:
+    """Measure what was chosen, print the table, write the JSON."""
+    chosen = [
+        run for name, run in measurements.items() if not options.only or any(text in name for text in options.only)
+    ]
+    if not chosen:
+        parser.error(f"no case has {options.only} in its name; there are: {', '.join(measurements)}")
+    found = [row for run in track(chosen, len(chosen), "comparisons") for row in run()]
+    out: Path | None = options.out or (result if options.keep or not options.only else None)
+    if options.keep and out is not None:
+        found = replace_rows([Row(**row) for row in json.loads(out.read_text())["rows"]], found)
+    show(title, found)
+    if out is not None:
+        write(out, found, *packages, rounds=options.rounds)

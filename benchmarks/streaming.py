@@ -7,9 +7,7 @@ random and resized to 224 pixels with bicubic interpolation, and their captions 
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import os
 import tempfile
 import time
@@ -28,13 +26,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.losses import replace_rows
-from benchmarks.measure import Row, Step, interleaved, show, write
+from benchmarks.measure import Row, Step, compare, comparison_parser, interleaved
 from benchmarks.pictures import SETS, write_pictures
-from data_prep.emoji_m3.progress import track
 from mmrep.batch import Batch, Input
 from mmrep.data.collate import Collate
 from mmrep.data.dataset import Preprocessor, ShardDataset
+from mmrep.data.decode import decode
 from mmrep.data.index import Index
 from mmrep.data.member_table import MEMBER
 from mmrep.data.order import Contents
@@ -138,9 +135,8 @@ def read_ours(found: Shards) -> Step:
     plan = Plan([samples.contents(["image", "text"])], min(BATCH, found.count), 0, True)
     columns = [[column] for column in range(len(samples.index.extensions))]
 
-    def run() -> None:
-        for batch in plan.batches(0):
-            samples.read_many(batch.samples, columns)
+    def run() -> int:
+        return sum(sum(map(len, samples.read_many(batch.samples, columns))) for batch in plan.batches(0))
 
     return run
 
@@ -149,9 +145,9 @@ def read_theirs(found: Shards) -> Step:
     """The same members, by webdataset."""
     import webdataset
 
-    def run() -> None:
-        for _ in webdataset.WebDataset([str(file) for file in found.files], shardshuffle=False):
-            pass
+    def run() -> int:
+        samples = webdataset.WebDataset([str(file) for file in found.files], shardshuffle=False)
+        return sum(not name.startswith("__") for sample in samples for name in sample)
 
     return run
 
@@ -182,6 +178,27 @@ def reading_rows(root: Path, rounds: int) -> list[Row]:
     found = shards(SMALL, root)
     mine, other = per_sample(SMALL, root, rounds, [read_ours(found), read_theirs(found)])
     return [Row.of(f"{SMALL}, reading alone with crc32", "CPU ms a sample", mine, other, "webdataset", 1 / 15, 1 / 20)]
+
+
+def crop_rows(name: str, root: Path, rounds: int) -> list[Row]:
+    """Cropping at random and resizing alone, beside torchvision's transform of the same pictures."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    samples = Samples(Index.load(shards(name, root).folder), "train")
+    pictures = [decode("image", "jpg", samples.read(number, "jpg"), number) for number in range(len(samples))]
+    crop = v2.RandomResizedCrop(SIZE, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC)
+    torchvision = v2.Compose([crop, v2.PILToTensor()])
+
+    def each(transform: Callable[[Any], Any]) -> Step:
+        return drain(lambda: map(transform, pictures))
+
+    steps = [each(RandomResizedCrop(SIZE)), each(RandomResizedCrop(SIZE, backend="opencv")), each(torchvision)]
+    ours_, opencv, theirs_ = per_sample(name, root, rounds, steps)
+    against = "torchvision on Pillow"
+    return [
+        Row.of(f"{name}, crop and resize alone", "CPU ms a sample", ours_, theirs_, against),
+        Row.of(f"{name}, crop and resize alone, opencv", "CPU ms a sample", opencv, theirs_, against),
+    ]
 
 
 def limit_rows(name: str, root: Path, rounds: int) -> list[Row]:
@@ -263,6 +280,8 @@ CASES: dict[str, Callable[[Path, int], list[Row]]] = {
     f"{LARGE} parity": partial(pipeline_rows, LARGE, "torch", 1.4, 2.0),
     f"{SMALL} opencv": partial(pipeline_rows, SMALL, "opencv", 3.5, 4.5),
     "reading": reading_rows,
+    f"crops {SMALL}": partial(crop_rows, SMALL),
+    f"crops {LARGE}": partial(crop_rows, LARGE),
     f"limits {SMALL}": partial(limit_rows, SMALL),
     f"limits {LARGE}": partial(limit_rows, LARGE),
     "resume": resume_rows,
@@ -272,25 +291,13 @@ CASES: dict[str, Callable[[Path, int], list[Row]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved runs of each step")
-    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name holds it")
-    parser.add_argument("--out", type=Path, help=f"where the JSON goes ({RESULT}; a part of the cases is only shown)")
-    parser.add_argument("--keep", action="store_true", help="write a part of the cases into an earlier result")
+    parser = comparison_parser(__doc__, RESULT, rounds=5)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = [run for name, run in CASES.items() if not options.only or any(text in name for text in options.only)]
-    if not chosen:
-        parser.error(f"no case has {options.only} in its name; there are: {', '.join(CASES)}")
+    packages = ("torch", "torchvision", "open_clip_torch", "webdataset", "pillow", "simplejpeg", "numpy", "mmrep")
     with tempfile.TemporaryDirectory() as root:
-        found = [row for run in track(chosen, len(chosen), "comparisons") for row in run(Path(root), options.rounds)]
-    out: Path | None = options.out or (RESULT if options.keep or not options.only else None)
-    if options.keep and out is not None:
-        found = replace_rows([Row(**row) for row in json.loads(out.read_text())["rows"]], found)
-    show("The data layer", found)
-    if out is not None:
-        packages = ("torch", "torchvision", "open_clip_torch", "webdataset", "pillow", "simplejpeg", "numpy", "mmrep")
-        write(out, found, *packages, rounds=options.rounds)
+        measurements = {name: partial(run, Path(root), options.rounds) for name, run in CASES.items()}
+        compare("The data layer", measurements, parser, options, RESULT, packages)
     return 0
 
 

@@ -7,24 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Fault:
-    """A sample that could not be used.
-
-    Attributes:
-        shard, key: Which.
-        modality: Whose member is at fault.
-        reason: A word to count by: ``checksum``, ``undecodable``, ``too large``.
-        detail: The whole message.
-    """
-
-    shard: str
-    key: str
-    modality: str
-    reason: str
-    detail: str
-
+from mmrep.errors import Fault
 
 Input = Tensor | list[Tensor]
 """One modality of a batch: ``[B, ...]``, or a list of such tensors, one per resolution (multi-crop)."""

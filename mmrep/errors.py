@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -60,6 +61,27 @@ class SampleError(DataError):
         super().__init__(what, where=where, fix=fix)
         self.reason = reason
         self.modality = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The record of a `SampleError`: a sample that could not be used.
+
+    Attributes:
+        shard: Its shard's name.
+        sha256: That shard's digest, where it is indexed: two datasets may name their shards alike.
+        key: Its key.
+        modality: Whose member is at fault.
+        reason: A word to count by.
+        detail: The whole message.
+    """
+
+    shard: str
+    sha256: str
+    key: str
+    modality: str
+    reason: str
+    detail: str
 
 
 class CheckpointError(MmrepError):

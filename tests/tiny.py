@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,19 @@ def write_tiny_shards(folder: Path, splits: dict[str, tuple[int, ...]] | None = 
             number += size
     build_index(folder, MODALITIES, group_key="label", labels={"label": Label(CLASSES)}).save()
     return folder
+
+
+def damaged(whole: bytes, kind: str, rng: random.Random) -> bytes:
+    """A tar with one random fault: ``cut``, a ``flip`` of one bit, or a ``zero`` ed block."""
+    broken, place = bytearray(whole), rng.randrange(len(whole))
+    if kind == "cut":
+        del broken[place:]
+    elif kind == "flip":
+        broken[place] ^= 1 << rng.randrange(8)
+    else:
+        start = place // 512 * 512
+        broken[start : start + 512] = bytes(512)
+    return bytes(broken)
 
 
 def file_bytes(folder: Path) -> dict[str, bytes]:

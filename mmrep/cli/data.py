@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmrep.data.build import build_index, label_classes
 from mmrep.data.decode import decode
+from mmrep.data.faults import read_quarantine
 from mmrep.data.index import Index, Label, Modality, check_arrays, kind_of
 from mmrep.data.locations import find_shards, is_url
-from mmrep.data.reader import Samples, Where, check_shard
+from mmrep.data.reader import Samples, Where, check_shards
 from mmrep.errors import ConfigError, DataError, SampleError
+from mmrep.progress import progress
 
 
 def run(arguments: list[str]) -> int:
@@ -74,13 +75,13 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What an index says beyond what a scan finds; ``shards`` are those that it was made of."""
+    """What an index says beyond what a scan finds; ``shards`` are those that it was made of, with their digests."""
 
     modalities: dict[str, Modality]
     group_key: str | None = None
     labels: dict[str, Label] = field(default_factory=dict)
     splits: dict[str, list[str]] = field(default_factory=dict)
-    shards: tuple[str, ...] = ()
+    shards: dict[str, str] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
     provenance: dict[str, Any] = field(default_factory=dict)
     licences: dict[str, Any] = field(default_factory=dict)
@@ -96,21 +97,25 @@ def _index(options: argparse.Namespace) -> int:
         raise ConfigError("no modality is named", fix="add --modality image=jpg,png --modality text=txt, say")
     for folder in folders[:1]:
         _check_writable(folder)
-    here = set(found.names)
-    excluded = settings.excluded | _quarantined(options.exclude, here)
-    with _progress("shards, fetched and scanned" if is_url(found.root) else "shards") as advance:
+    excluded = settings.excluded | _quarantined(options.exclude, settings)
+    remote = is_url(found.root)
+    with progress(
+        "fetching and scanning" if remote else "scanning", len(found.names) * (1 + remote), "shards"
+    ) as advance:
         index = build_index(
             options.dir,
             settings.modalities,
             out=options.out,
             group_key=options.group_key or settings.group_key,
             labels=settings.labels,
-            exclude=[sample for sample in excluded if sample.partition(":")[0] in here],  # what is gone is no matter
+            exclude=excluded,
             provenance=settings.provenance,
             licences=settings.licences,
             workers=options.workers,
             progress=advance,
         )
+    if options.exclude and set(index.excluded) <= settings.excluded:
+        print(f"no sample of {', '.join(options.exclude)} is in these shards, or all are left out already")
     index = replace(index, splits=_splits(index, settings))
     if options.group_key:
         _check_field(index, options.group_key)
@@ -152,7 +157,7 @@ def _earlier_settings(folders: Sequence[Path]) -> _Settings:
             content["group_key"],
             {name: Label(**label) for name, label in content["labels"].items()},
             {split: [str(name) for name in names] for split, names in content["splits"].items()},
-            tuple(str(shard["name"]) for shard in content["shards"]),
+            {str(shard["name"]): str(shard["sha256"]) for shard in content["shards"]},
             frozenset(content.get("excluded", ())),
             dict(content["provenance"]),
             dict(content["licences"]),
@@ -179,18 +184,17 @@ def _splits(index: Index, earlier: _Settings) -> dict[str, list[str]]:
     return {split: members for split, members in splits.items() if members}
 
 
-def _quarantined(files: Sequence[str], shards: set[str]) -> frozenset[str]:
-    """``shard:key`` of the samples in quarantine files; those of other data sets of a blend are passed over."""
-    if not files:
-        return frozenset()
-    from mmrep.data.faults import read_quarantine  # imports torch
+def _quarantined(files: Sequence[str], earlier: _Settings) -> frozenset[str]:
+    """``shard:key`` of the samples in quarantine files, but those of a shard that only has the same name, in a blend say.
 
-    here = frozenset(
-        f"{fault.shard}:{fault.key}" for file in files for fault in read_quarantine(Path(file)) if fault.shard in shards
+    Which one a run met says its digest in the index that the run had; the shard itself may have been damaged since.
+    """
+    faults = [fault for file in files for fault in read_quarantine(Path(file))]
+    return frozenset(
+        f"{fault.shard}:{fault.key}"
+        for fault in faults
+        if fault.sha256 in ("", earlier.shards.get(fault.shard, fault.sha256))
     )
-    if not here:
-        print(f"no sample of {', '.join(files)} is in these shards")
-    return here
 
 
 def _check_writable(folder: Path) -> None:
@@ -217,13 +221,11 @@ def _check(options: argparse.Namespace) -> int:
     index = Index.load(options.dir)
     check_arrays(index)
     broken = []
-    with _progress("shards") as advance:
-        for done, shard in enumerate(index.shards, start=1):
-            try:
-                check_shard(index, shard)
-            except (DataError, OSError) as error:
-                broken.append((shard.name, str(error)))
-            advance(done, len(index.shards))
+    with progress("checking", len(index.shards), "shards") as advance:
+        for shard, fault in check_shards(index):
+            if fault is not None:
+                broken.append((shard.name, fault))
+            advance(1)
     for name, message in broken:
         print(f"{name}: {message}")
     if broken:
@@ -254,23 +256,3 @@ def _few(names: Sequence[str], most: int = 3) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left on a terminal, nothing elsewhere; gives the function that says how far it is."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    texts = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
-    columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeRemainingColumn())
-    start = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="")
-
-        def advance(done: int, total: int) -> None:
-            rate = f"{done / max(1e-9, time.monotonic() - start):.1f}/s"
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield advance

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrep.errors import ConfigError
+from mmrep.progress import progress
 
 
 def run(arguments: list[str]) -> int:
@@ -68,7 +69,7 @@ def evaluate_retrieval(options: argparse.Namespace) -> dict[str, Any]:
     from mmrep.data.index import Index
     from mmrep.data.reader import Samples
     from mmrep.evaluation.embeddings import embed_loader
-    from mmrep.evaluation.report import draw_examples, print_table, progress
+    from mmrep.evaluation.report import draw_examples, print_table
     from mmrep.evaluation.retrieval import Direction, all_directions, retrieve
     from mmrep.interop import load
 

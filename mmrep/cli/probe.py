@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmrep.errors import ConfigError, did_you_mean
+from mmrep.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +87,6 @@ def _collect(
     from mmrep.data.dataset import ShardDataset, make_loader
     from mmrep.data.reader import Samples
     from mmrep.evaluation.probe import collect
-    from mmrep.evaluation.report import progress
 
     encoders = {options.modality: encoder}
     dataset = ShardDataset(Samples(index, split), encoders, global_batch_size=options.batch_size)

@@ -31,7 +31,7 @@ def build_index(
     licences: Mapping[str, Any] | None = None,
     workers: int = 1,
     cache: ShardCache | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> Index:
     """Scan shards and describe them. Nothing is written: see `Index.save`.
 
@@ -46,7 +46,7 @@ def build_index(
         exclude: ``shard:key`` of samples to leave out.
         workers: Processes that scan.
         cache: Where remote shards are kept.
-        progress: Called with the number of shards done and their total.
+        progress: Called with 1 for each shard that is scanned, and before that for each that is fetched.
 
     Raises:
         DataError: If there are no shards, one is damaged, or a modality is in none of them.
@@ -94,20 +94,18 @@ def build_index(
 
 
 def _scan(
-    root: str, names: Sequence[str], workers: int, cache: ShardCache | None, progress: Callable[[int, int], None]
+    root: str, names: Sequence[str], workers: int, cache: ShardCache | None, progress: Callable[[int], None]
 ) -> list[ScannedShard]:
-    if is_url(root):
-        cache = cache or ShardCache()
-        paths = []
-        for name in names:
-            paths.append(cache.add(join(root, name))[0])
-            progress(len(paths), 2 * len(names))
-    else:
-        paths = [Path(root) / name for name in names]
-    scanned, already, total = [], len(paths) if is_url(root) else 0, len(names) * (2 if is_url(root) else 1)
+    paths, scanned = [], []
+    for name in names:
+        if is_url(root):
+            paths.append((cache or ShardCache()).add(join(root, name)))
+            progress(1)
+        else:
+            paths.append(Path(root) / name)
     for shard in scan_shards(paths, workers=workers):
         scanned.append(shard)
-        progress(already + len(scanned), total)
+        progress(1)
     return scanned
 
 

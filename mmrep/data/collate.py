@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmrep.batch import Batch, Fault, Input
+from mmrep.batch import Batch, Input
+from mmrep.errors import Fault
 
 
 @dataclass
@@ -52,7 +53,7 @@ def _stack(rows: Sequence[Input]) -> Input:
 
 
 def _stack_tensors(rows: Sequence[Tensor]) -> Tensor:
-    """``[B, ...]``. Pictures whose channels lie last in memory are copied as they lie: turning them takes ten times that."""
-    if rows[0].ndim == 3 and all(row.stride(0) == 1 != row.stride(2) for row in rows):
+    """``[B, ...]``. Pictures whose channels lie last in memory are copied as they lie, and not turned over one by one."""
+    if rows[0].ndim == 3 and any(row.stride(0) == 1 != row.stride(2) for row in rows):
         return torch.stack([row.permute(1, 2, 0) for row in rows]).permute(0, 3, 1, 2)
     return torch.stack(list(rows))

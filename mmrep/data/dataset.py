@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmrep.batch import Batch, Fault, Input
+from mmrep.batch import Batch, Input
 from mmrep.data.collate import Collate, Sample
 from mmrep.data.decode import decode
 from mmrep.data.faults import MOST_IN_A_ROW
@@ -18,7 +17,8 @@ from mmrep.data.index import Index
 from mmrep.data.plan import PADDING, Plan, PlannedBatch, PlanSampler, from_the_start
 from mmrep.data.prefetch import Prefetcher
 from mmrep.data.reader import Samples, Stored, Where
-from mmrep.errors import ConfigError, DataError, MmrepError, SampleError, did_you_mean
+from mmrep.errors import ConfigError, DataError, Fault, MmrepError, SampleError, did_you_mean
+from mmrep.stable_hash import stable_hash
 
 GROUP = "@group"
 """The label that holds a digest of the index's group key; the @ keeps it apart from fields of the user's JSON."""
@@ -66,8 +66,9 @@ class ShardDataset(Dataset[Any]):
         check_modalities([samples.index for samples in self.parts], encoders)
         self.train, self.seed, self.replace = train, seed, replace
         self.transforms = {name: encoder.preprocess(train) for name, encoder in encoders.items()}
-        contents = [samples.contents(list(encoders)) for samples in self.parts]
-        self.plan = plan or Plan(contents, global_batch_size, seed, train)
+        self.plan = plan or Plan(
+            [samples.contents(list(encoders)) for samples in self.parts], global_batch_size, seed, train
+        )
         self.classes = _shared_classes([samples.index for samples in self.parts])
         self.prefetcher = Prefetcher(self.parts)
         self._wanted = [_wanted(samples, list(encoders)) for samples in self.parts]
@@ -147,7 +148,8 @@ class ShardDataset(Dataset[Any]):
 
     def _fault(self, part: int, number: int, error: SampleError) -> Fault:
         samples = self.parts[part]
-        return Fault(samples.shard(number).name, samples.key(number), error.modality, error.reason, error.what)
+        shard = samples.shard(number)
+        return Fault(shard.name, shard.sha256, samples.key(number), error.modality, error.reason, error.what)
 
     def _prepare(
         self, part: int, cycle: int, number: int, names: Sequence[str | None], members: Sequence[Stored]
@@ -157,7 +159,7 @@ class ShardDataset(Dataset[Any]):
         with torch.random.fork_rng(devices=[], enabled=self.train):
             if self.train:
                 # torch.manual_seed would seed every device too, which costs more than decoding a small picture
-                torch.default_generator.manual_seed(_digest(f"{self.seed} {part} {cycle} {number}".encode()))
+                torch.default_generator.manual_seed(stable_hash(f"{self.seed} {part} {cycle} {number}"))
             for name, stored in zip(names, members, strict=True):
                 if stored is None:
                     continue
@@ -181,7 +183,7 @@ class ShardDataset(Dataset[Any]):
             error.add_note(f"while preparing '{modality}' of {samples.where(number)}")
             raise
         if not self.train:
-            sample.labels[content_label(modality)] = _digest(data)
+            sample.labels[content_label(modality)] = stable_hash(data)
 
     def _labels(self, part: int, number: int, data: bytes) -> dict[str, int]:
         samples = self.parts[part]
@@ -191,7 +193,7 @@ class ShardDataset(Dataset[Any]):
         labels, key = {}, samples.index.group_key
         if key and record.get(key) is not None:
             prefix = f"{part} " if part else ""  # equal values of two datasets need not mean the same
-            labels[GROUP] = _digest(f"{prefix}{record[key]}".encode())
+            labels[GROUP] = stable_hash(f"{prefix}{record[key]}")
         for name in samples.index.labels.keys() & self.classes.keys():
             labels[name] = _class_number(record.get(name), self.classes[name])
         return labels
@@ -304,8 +306,3 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
     )
-
-
-def _digest(data: bytes) -> int:
-    """A stable non-negative 63-bit number (Python's own hash differs between processes)."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1

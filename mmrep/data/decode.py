@@ -123,7 +123,7 @@ def _image(suffix: str, data: bytes) -> Image.Image:
 
 
 def _turbo_jpeg(data: bytes) -> Image.Image | None:
-    """An ordinary JPEG by simplejpeg: Pillow's pixels, bit by bit, in three quarters of its time or less.
+    """An ordinary JPEG by simplejpeg: Pillow's pixels, bit by bit, in less time (``make bench-streaming``).
 
     None where it is not installed, and for all that is not ordinary (another colour space, a camera's orientation, damage,
     too many pixels): that is Pillow's to decide.

@@ -15,8 +15,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, fields
 from pathlib import Path
 
-from mmrep.batch import Fault
-from mmrep.errors import DataError
+from mmrep.errors import DataError, Fault
 
 MOST_IN_A_ROW = 100
 """Spares that may fail one after another before it is no accident any more."""
@@ -34,8 +33,8 @@ class FaultLog:
     def __init__(self, path: Path | None, samples: int, max_fraction: float) -> None:
         self.path, self.samples, self.max_fraction = path, samples, max_fraction
         self.counts: Counter[tuple[str, str]] = Counter()
-        self._known = {(fault.shard, fault.key) for fault in read_quarantine(path)} if path and path.exists() else set()
-        self._met: set[tuple[str, str]] = set()
+        self._known = {_identity(fault) for fault in read_quarantine(path)} if path and path.exists() else set()
+        self._met: set[tuple[str, str, str]] = set()
 
     @property
     def distinct(self) -> int:
@@ -45,7 +44,7 @@ class FaultLog:
     def add(self, faults: Iterable[Fault]) -> None:
         """Note faults; each sample counts once, however often it is met."""
         for fault in faults:
-            where = (fault.shard, fault.key)
+            where = _identity(fault)
             if where in self._met:
                 continue
             self._met.add(where)
@@ -86,6 +85,10 @@ def read_quarantine(path: Path) -> list[Fault]:
             ]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"no quarantine file ({error})", where=path) from error
+
+
+def _identity(fault: Fault) -> tuple[str, str, str]:
+    return fault.shard, fault.sha256, fault.key
 
 
 def _append(path: Path, fault: Fault) -> None:

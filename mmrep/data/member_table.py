@@ -125,17 +125,6 @@ class MemberTable:
             np.concatenate([table.key_ends + shift for table, shift in zip(tables, shifts, strict=False)]),
         )
 
-    def select(self, rows: np.ndarray) -> MemberTable:
-        """The samples of some rows only."""
-        keys = [self.key(int(row)).encode() for row in rows]
-        return MemberTable(
-            self.extensions,
-            self.members[rows],
-            self.present[rows],
-            np.frombuffer(b"".join(keys), dtype=np.uint8),
-            np.cumsum([len(key) for key in keys], dtype=np.uint64),
-        )
-
 
 def _mask_type(bits: int) -> np.dtype[Any]:
     """The smallest unsigned type with so many bits."""

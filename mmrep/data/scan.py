@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -65,42 +65,42 @@ def scan_shard(path: Path) -> ScannedShard:
         return ScannedShard(path.stat().st_size, sha256(path), samples)
 
 
-def scan_shards(
-    paths: Sequence[Path], *, workers: int = 1, done: Callable[[int], None] = lambda size: None
-) -> Iterator[ScannedShard]:
+def scan_shards(paths: Sequence[Path], *, workers: int = 1) -> Iterator[ScannedShard]:
     """Scan shards in order, several at a time.
 
     Args:
         paths: The shards.
         workers: Processes; few bytes are scanned in this one.
-        done: Called with the bytes of each shard that has been scanned.
     """
-    sizes = [path.stat().st_size for path in paths]
-    if workers < 2 or len(paths) < 2 or sum(sizes) < WORTH_A_PROCESS:
-        yield from _counted(map(scan_shard, paths), done)
+    if workers < 2 or len(paths) < 2 or sum(path.stat().st_size for path in paths) < WORTH_A_PROCESS:
+        yield from map(scan_shard, paths)
         return
     # Spawned, not forked: the caller may have threads.
     with ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("spawn")) as pool:
-        yield from _counted(pool.map(scan_shard, paths), done)
+        yield from pool.map(scan_shard, paths)
 
 
-def _counted(shards: Iterable[ScannedShard], done: Callable[[int], None]) -> Iterator[ScannedShard]:
-    for shard in shards:
-        done(shard.bytes)
-        yield shard
+@dataclass(frozen=True)
+class KeyedMember:
+    """A member of a tar that belongs to a sample: ``key`` and ``extension`` by WebDataset's convention."""
+
+    key: str
+    extension: str
+    member: Member
 
 
-def group_members(shard: Path) -> list[tuple[str, dict[str, Member]]]:
-    """The samples of a shard, in order: ``(key, {extension: member})``, by WebDataset's convention.
+def keyed_members(members: Iterable[Member], shard: object) -> Iterator[KeyedMember]:
+    """Those members of a tar that belong to samples: a sample's share the name up to the file name's first dot.
 
-    A sample's members lie side by side and share the name up to the first dot of the file name.
+    Args:
+        members: Of the tar, in order.
+        shard: What to name in an error.
 
     Raises:
-        DataError: On a key that appears in two places, a repeated extension, or an unsafe format.
+        DataError: On a sample whose members do not lie side by side, a repeated extension, or an unsafe format.
     """
-    samples: list[tuple[str, dict[str, Member]]] = []
-    keys: set[str] = set()
-    for member in walk(shard):
+    key, keys, found = "", set[str](), set[str]()
+    for member in members:
         folder, _, file = member.name.rpartition("/")
         stem, dot, extension = file.partition(".")
         if not dot or not stem:
@@ -112,17 +112,30 @@ def group_members(shard: Path) -> list[tuple[str, dict[str, Member]]]:
             )
         if member.size > MAX_MEMBER_BYTES:
             raise DataError(f"'{member.name}' has {member.size} bytes, more than {MAX_MEMBER_BYTES}", where=shard)
-        key = f"{folder}/{stem}" if folder else stem
-        if not samples or samples[-1][0] != key:
+        if (its_key := f"{folder}/{stem}" if folder else stem) != key:
+            key, found = its_key, set()
             if key in keys:
                 raise DataError(
                     f"the members of sample '{key}' do not lie side by side", where=shard, fix="sort them by name"
                 )
             keys.add(key)
-            samples.append((key, {}))
-        if extension in samples[-1][1]:
+        if extension in found:
             raise DataError(f"sample '{key}' has two members .{extension}", where=shard)
-        samples[-1][1][extension] = member
+        found.add(extension)
+        yield KeyedMember(key, extension, member)
+
+
+def group_members(shard: Path) -> list[tuple[str, dict[str, Member]]]:
+    """The samples of a shard, in order: ``(key, {extension: member})``.
+
+    Raises:
+        DataError: As `keyed_members`.
+    """
+    samples: list[tuple[str, dict[str, Member]]] = []
+    for keyed in keyed_members(walk(shard), shard):
+        if not samples or samples[-1][0] != keyed.key:
+            samples.append((keyed.key, {}))
+        samples[-1][1][keyed.extension] = keyed.member
     return samples
 
 

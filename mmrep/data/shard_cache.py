@@ -58,16 +58,21 @@ class ShardCache:
                     self._fetch(url, path, sha256, size)
         return path
 
-    def has(self, sha256: str, size: int) -> bool:
-        """Whether a file is here already."""
-        return self._touch(self._path(sha256), size)
-
-    def add(self, url: str) -> tuple[Path, str]:
-        """Download a file whose digest is not known yet; returns its path and digest."""
+    def add(self, url: str) -> Path:
+        """Download a file whose digest is not known yet."""
         part = self._part(hashlib.sha256(url.encode()).hexdigest())
-        digest = retried(lambda: download(url, part, MAX_UNSIZED)[0], url)
-        self._admit(part, self._path(digest))
-        return self._path(digest), digest
+        path = self._path(retried(lambda: download(url, part, MAX_UNSIZED)[0], url))
+        self._admit(part, path)
+        return path
+
+    def drop_if_damaged(self, sha256: str) -> bool:
+        """Remove a file that is not what its name says any more, as a disk may do; says whether it was."""
+        path = self._path(sha256)
+        with self._lock(path.name), suppress(FileNotFoundError), path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                path.unlink(missing_ok=True)
+                return True
+        return False
 
     def _fetch(self, url: str, path: Path, sha256: str, size: int) -> None:
         part = self._part(path.name)

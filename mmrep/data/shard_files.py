@@ -15,7 +15,9 @@ from mmrep.data.shard_cache import ShardCache, retried
 from mmrep.errors import DataError
 
 MOST_OPEN = 64
-"""Shards that a process keeps open: few file descriptors, and little disk held by files that the cache has dropped."""
+"""Local shards that a process keeps open."""
+MOST_OPEN_REMOTE = 1
+"""A file that the cache has dropped holds its room on the disk as long as it is open."""
 
 
 class ShardFiles:
@@ -33,6 +35,7 @@ class ShardFiles:
     def __init__(self, root: str, shards: Sequence[Shard], cache: ShardCache | None = None) -> None:
         self.root, self.shards, self.remote = root, shards, is_url(root)
         self.cache = (cache or ShardCache()) if self.remote else None
+        self._whole: set[int] = set()
         self._open: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
         for shard in () if self.remote else shards:
@@ -69,6 +72,17 @@ class ShardFiles:
             return Path(self.root) / entry.name
         return self.cache.get(join(self.root, entry.name), entry.sha256, entry.bytes)
 
+    def refetch_if_damaged(self, shard: int) -> bool:
+        """Fetch a remote shard again whose copy here has changed; says whether it had. A local one is what it is."""
+        if self.cache is None or shard in self._whole:
+            return False
+        if self.cache.drop_if_damaged(self.shards[shard].sha256):
+            self._forget(shard)
+            self.prefetch(shard)
+            return True
+        self._whole.add(shard)  # then the fault is in the data, and the next one needs no look at the whole file
+        return False
+
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         try:
             return _read_all(self._descriptor(shard), offset, size)
@@ -85,7 +99,7 @@ class ShardFiles:
         descriptor = self._open_file(shard)
         with self._lock:
             self._open[shard] = descriptor
-            while len(self._open) > MOST_OPEN:
+            while len(self._open) > (MOST_OPEN_REMOTE if self.remote else MOST_OPEN):
                 os.close(self._open.popitem(last=False)[1])
         return descriptor
 

@@ -14,7 +14,6 @@ What holds as everywhere: members of two samples are never paired, nothing is ex
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 
-from mmrep.batch import Batch, Fault
+from mmrep.batch import Batch
 from mmrep.data.collate import Collate, Sample
 from mmrep.data.dataset import Preprocessor, ShardLoader
 from mmrep.data.decode import decode
@@ -35,7 +34,8 @@ from mmrep.data.locations import find_shards, join
 from mmrep.data.order import permutation
 from mmrep.data.plan import from_the_start
 from mmrep.data.tar_stream import read_shard
-from mmrep.errors import ConfigError, DataError, MmrepError, SampleError, did_you_mean
+from mmrep.errors import ConfigError, DataError, Fault, MmrepError, SampleError, did_you_mean
+from mmrep.stable_hash import stable_hash
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class StreamDataset(IterableDataset[Any]):
             try:
                 sample = self._prepare(stored, f"{draw} {number}")
             except SampleError as error:
-                faults.append(Fault(stored["__url__"], stored["__key__"], error.modality, error.reason, error.what))
+                faults.append(Fault(stored["__url__"], "", stored["__key__"], error.modality, error.reason, error.what))
                 if len(faults) > MOST_IN_A_ROW:
                     raise DataError(
                         f"{len(faults)} samples in a row cannot be used, the last: {error.what}",
@@ -166,8 +166,7 @@ class StreamDataset(IterableDataset[Any]):
         sample = Sample(key=stored["__key__"])
         where = f"{stored['__url__']}:{sample.key}"
         with torch.random.fork_rng(devices=[]):
-            digest = hashlib.blake2b(randomness.encode(), digest_size=8).digest()
-            torch.default_generator.manual_seed(int.from_bytes(digest, "big") >> 1)
+            torch.default_generator.manual_seed(stable_hash(randomness))
             for name, modality in self.modalities.items():
                 extension = next((extension for extension in modality.extensions if extension in stored), None)
                 if extension is None:

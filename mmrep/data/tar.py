@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Literal, Protocol
 
 from mmrep.errors import DataError
 
@@ -28,7 +29,21 @@ class Member:
     size: int
 
 
-def walk(path: Path) -> Iterator[Member]:
+class Openable(Protocol):
+    """What can be walked beside a file: something that opens as one and is named by its ``str``."""
+
+    def open(self, mode: Literal["rb"]) -> AbstractContextManager[Readable]: ...
+
+
+class Readable(Protocol):
+    """What `walk` asks of an open tar: it seeks to the end once, then only forward."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def walk(path: Path | Openable) -> Iterator[Member]:
     """Yield the regular files of an uncompressed tar, in order.
 
     Understands ustar, GNU long names, and pax ``path`` and ``size``. Directories are passed over.
@@ -64,7 +79,7 @@ def walk(path: Path) -> Iterator[Member]:
             position = payload + -(-size // BLOCK) * BLOCK
 
 
-def _read(file: BinaryIO, position: int, size: int, path: Path) -> bytes:
+def _read(file: Readable, position: int, size: int, path: object) -> bytes:
     file.seek(position)
     data = file.read(size)
     if len(data) < size:
@@ -75,7 +90,7 @@ def _read(file: BinaryIO, position: int, size: int, path: Path) -> bytes:
 _REWRITE = "copy or write the shard again"
 
 
-def _is_end(header: bytes, file: BinaryIO, position: int, path: Path) -> bool:
+def _is_end(header: bytes, file: Readable, position: int, path: object) -> bool:
     """Whether the two closing blocks of zeros begin here; anything after them must be zeros too."""
     if any(header):
         return False
@@ -87,7 +102,7 @@ def _is_end(header: bytes, file: BinaryIO, position: int, path: Path) -> bool:
     return True
 
 
-def _size(header: bytes, pax: dict[str, str], position: int, path: Path) -> int:
+def _size(header: bytes, pax: dict[str, str], position: int, path: object) -> int:
     """The member's size, once the header's checksum has been verified."""
     stored = _octal(header[148:156], position, path)
     if stored != sum(header[:148]) + 8 * 32 + sum(header[156:]):
@@ -102,14 +117,14 @@ def _size(header: bytes, pax: dict[str, str], position: int, path: Path) -> int:
     return _octal(field, position, path)
 
 
-def _octal(field: bytes, position: int, path: Path) -> int:
+def _octal(field: bytes, position: int, path: object) -> int:
     text = field.strip(b" \0")
     if not re.fullmatch(rb"[0-7]*", text):
         raise DataError(f"the tar has a damaged header at offset {position}", where=path, fix=_REWRITE)
     return int(text or b"0", 8)
 
 
-def _parse_pax(data: bytes, position: int, path: Path) -> dict[str, str]:
+def _parse_pax(data: bytes, position: int, path: object) -> dict[str, str]:
     """Records of the form ``length key=value\\n``, where length counts the whole record."""
     records: dict[str, str] = {}
     at = 0
@@ -129,7 +144,7 @@ def _ustar_name(header: bytes) -> str:
     return (prefix + b"/" + name if prefix else name).decode(errors="replace")
 
 
-def _safe_name(name: str, path: Path) -> str:
+def _safe_name(name: str, path: object) -> str:
     name = name.removeprefix("./")
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "" in parts or any(ord(c) < 32 or ord(c) == 127 for c in name):

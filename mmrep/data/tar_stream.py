@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
-from webdataset.tariterators import base_plus_ext, group_by_keys
+from webdataset.tariterators import group_by_keys
 
 from mmrep.data.decode import MAX_BYTES
 from mmrep.data.index import kind_of
 from mmrep.data.locations import is_url
-from mmrep.data.scan import UNSAFE_EXTENSIONS
+from mmrep.data.scan import keyed_members
 from mmrep.data.shard_cache import CHUNK, open_url, retried
-from mmrep.data.tar import walk
+from mmrep.data.tar import Member, walk
 from mmrep.errors import DataError, SampleError
 
 MOST = max(MAX_BYTES.values())
@@ -48,31 +48,19 @@ def _members(shard: _Forward, name: str, extensions: frozenset[str]) -> Iterator
     In place of webdataset's ``tar_file_expander``, which has no hook between a member's header and the reading of as many
     bytes as that declares, and takes a damaged header or a cut for the end of the shard.
     """
-    key, keys, found = None, set[str](), set[str]()
-    for member in walk(cast(Path, shard)):  # which asks of a path to be opened, and of the file to seek forward
-        prefix, suffix = base_plus_ext(member.name)
+    for keyed in keyed_members(_bounded(shard), shard):
+        wanted = keyed.extension in extensions
+        data = _payload(shard, keyed.member.offset, keyed.member.size, keyed.extension) if wanted else None
+        yield {"fname": keyed.member.name, "data": data, "__url__": name}
+
+
+def _bounded(shard: _Forward) -> Iterator[Member]:
+    """The members of a shard, also those that are passed over; each says how much more may come."""
+    for member in walk(shard):
         if member.size > MOST:
             raise DataError(f"'{member.name}' declares {member.size} bytes, more than {MOST}", where=shard)
         shard.most = member.offset + member.size + MOST_BETWEEN
-        if prefix is None:
-            continue  # a README say
-        extension = suffix.lower()
-        if extension.rsplit(".", 1)[-1] in UNSAFE_EXTENSIONS or extension.startswith("__"):
-            raise DataError(
-                f"'{member.name}' is of an unsafe format", where=shard, fix="store png, jpg, txt, flac, npy or json"
-            )
-        if prefix != key:
-            if prefix in keys:
-                raise DataError(
-                    f"the members of sample '{prefix}' do not lie side by side", where=shard, fix="sort them by name"
-                )
-            key, found = prefix, set()
-            keys.add(prefix)
-        if extension in found:
-            raise DataError(f"sample '{prefix}' has two members .{extension}", where=shard)
-        found.add(extension)
-        data = _payload(shard, member.offset, member.size, extension) if extension in extensions else None
-        yield {"fname": member.name, "data": data, "__url__": name}
+        yield member
 
 
 def _payload(shard: _Forward, offset: int, size: int, extension: str) -> bytes | SampleError:
@@ -100,7 +88,7 @@ class _Forward:
     def __str__(self) -> str:
         return self.place
 
-    def open(self, mode: str) -> _Forward:
+    def open(self, mode: Literal["rb"]) -> _Forward:
         return self
 
     def __enter__(self) -> _Forward:

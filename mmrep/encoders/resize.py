@@ -1,4 +1,4 @@
-"""Random crops of a picture at a network's resolution, as uint8, at half the cost of Pillow's or less."""
+"""Random crops of a picture at a network's resolution, as uint8; ``make bench-streaming`` has their cost beside Pillow's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATTEMPTS = 10
 def random_part(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random part of a picture, of the distribution of torchvision's ``RandomResizedCrop``.
 
-    Written anew since drawing its fifteen numbers one tensor at a time costs as much as resizing a small picture.
+    Written anew since that draws each number as a tensor of its own.
 
     Args:
         height, width: Of the picture, in pixels.
@@ -88,7 +88,7 @@ def _torch(pixels: np.ndarray, size: int) -> Tensor:
 
 
 def _opencv(pixels: np.ndarray, size: int) -> Tensor:
-    if max(pixels.shape[:2]) > size:  # only INTER_AREA shrinks without aliasing, in twice torch's time
+    if max(pixels.shape[:2]) > size:  # only INTER_AREA shrinks without aliasing, and it is slow
         return _torch(pixels, size)
     cv2 = _cv2()
     resized = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)

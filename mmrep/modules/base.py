@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
 from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
+from mmrep.stable_hash import stable_hash
 
 SEED_KEY = "mmrep_random_seed"
 """Where a checkpoint keeps the seed that the random numbers of all steps derive from."""
@@ -76,7 +76,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout and masks of a step depend on the step alone, so that a run that goes on draws what it would have drawn.
-        torch.manual_seed(_step_seed(self._random_seed, self.trainer.current_epoch, batch_idx, rank()))
+        step = f"{self._random_seed} {self.trainer.current_epoch} {batch_idx} {rank()}"
+        torch.manual_seed(stable_hash(step))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rows = self(batch)
@@ -204,12 +205,6 @@ def over_ranks(output: LossOutput, faults: int | None = None) -> LossOutput:
     means = everything[:-1] / world_size()
     metrics = output.metrics if faults is None else {**output.metrics, "faults": everything[-1]}
     return LossOutput(means[0], dict(zip(output.parts, means[1:], strict=True)), metrics)
-
-
-def _step_seed(*numbers: int | None) -> int:
-    """A seed for one step of one rank: 63 bits that depend on all of the numbers."""
-    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _differences(theirs: Any, ours: Any, path: str = "model") -> list[str]:

@@ -11,10 +11,12 @@ from mmrep.batch import Batch
 from mmrep.data.build import build_index, label_classes
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.index import Index, Label, Modality
+from mmrep.data.plan import Plan
 from mmrep.data.reader import Samples
 from mmrep.data.writer import write_shard
 from mmrep.encoders import ConvImageEncoder, Encoder, FeaturesEncoder, MelAudioEncoder, NgramTextEncoder
 from mmrep.errors import ConfigError, DataError
+from tests.tiny import flac, png
 
 
 @pytest.fixture
@@ -112,6 +114,54 @@ def test_modalities_that_do_not_fit_are_refused(tiny_shards: Path, encoders: dic
         ShardDataset(samples, {"imgae": encoders["image"]})
     with pytest.raises(ConfigError, match="modality 'audio' is audio, its encoder FeaturesEncoder takes array"):
         ShardDataset(samples, {"audio": FeaturesEncoder(8)})
+
+
+def test_datasets_with_other_modalities_are_blended(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
+    """One has pictures and texts, the other texts and sounds, and each its own classes of one name."""
+    images, sounds = tmp_path / "images", tmp_path / "sounds"
+    for folder, extension, make in (
+        (images, "png", lambda i: png((9, i, 9))),
+        (sounds, "flac", lambda i: flac(300 + i)),
+    ):
+        folder.mkdir()
+        samples = [
+            {
+                "__key__": f"{folder.name}{i}",
+                extension: make(i),
+                "txt": f"t {i}",
+                "json": {"kind": i % 2, "group": i % 3},
+            }
+            for i in range(12)
+        ]
+        write_shard(folder / "train-0.tar", samples)
+    text = Modality(("txt",), "text")
+    build_index(
+        images,
+        {"image": Modality(("png",), "image"), "text": text},
+        group_key="group",
+        labels={"kind": Label(["0", "1"])},
+    ).save()
+    build_index(
+        sounds,
+        {"audio": Modality(("flac",), "audio"), "text": text},
+        group_key="group",
+        labels={"kind": Label(["1", "0"])},
+    ).save()
+    parts = [Samples(Index.load(folder), "train") for folder in (images, sounds)]
+    plan = Plan([part.contents(list(encoders)) for part in parts], 6, 0, True, [2, 1], "stratified")
+    dataset = ShardDataset(parts, encoders, plan=plan, train=True)
+    groups: dict[str, set[int]] = {"images": set(), "sounds": set()}
+    for batch in make_loader(dataset, encoders):
+        here = [key.startswith("images") for key in batch.keys]
+        assert sum(here) == 4 and batch.present["image"].tolist() == here
+        assert batch.present["audio"].tolist() == [not image for image in here] and bool(batch.present["text"].all())
+        assert not batch.inputs["image"][~batch.present["image"]].any()  # type: ignore[index]  # a tensor, no list
+        assert "kind" not in batch.labels  # they do not agree on what 0 is
+        for key, group in zip(batch.keys, batch.labels["@group"].tolist(), strict=True):
+            groups[key[:6]].add(group)
+    assert len(groups["images"]) == len(groups["sounds"]) == 3 and not groups["images"] & groups["sounds"]
+    with pytest.raises(ConfigError, match="did you mean 'audio'"):
+        ShardDataset(parts, {**encoders, "adio": encoders["audio"]})
 
 
 def test_a_broken_sample_names_its_shard_and_key(tmp_path: Path, encoders: dict[str, Encoder]) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmrep.batch import Batch, Fault
+from mmrep.batch import Batch
 from mmrep.cli import main
 from mmrep.data import shard_cache
 from mmrep.data.build import build_index
@@ -28,7 +29,7 @@ from mmrep.data.reader import Samples
 from mmrep.data.scan import group_members
 from mmrep.data.writer import write_shard
 from mmrep.encoders import Encoder
-from mmrep.errors import DataError, SampleError
+from mmrep.errors import DataError, Fault, SampleError
 from tests.data.test_resume import TOPOLOGIES, fit, on_a_rank
 from tests.gloo_pool import GlooPool
 from tests.modules.test_modules import ENCODERS
@@ -261,15 +262,17 @@ def test_an_error_in_a_transform_says_of_which_sample(whole: Path) -> None:
 
 def test_the_log_counts_a_sample_once_also_after_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "quarantine.csv"
-    fault = Fault("a.tar", 'k"1', "image", "checksum", "differs, really")
+    fault = Fault("a.tar", "0" * 64, 'k"1', "image", "checksum", "differs, really")
     log = FaultLog(path, 1000, 0.001)
     log.add([fault, fault])
     log.check(log.distinct)
     again = FaultLog(path, 1000, 0.001)
-    again.add([fault, Fault("a.tar", "k2", "image", "undecodable", "")])
+    again.add([fault, Fault("a.tar", "0" * 64, "k2", "image", "undecodable", "")])
     assert [found.key for found in read_quarantine(path)] == ['k"1', "k2"]
     with pytest.raises(DataError, match=r"2 samples .* the 1 of .* \(a\.tar: 1 checksum; a\.tar: 1 undecodable\)"):
         again.check(again.distinct)
+    again.add([replace(fault, sha256="1" * 64)])  # another dataset, whose shards are named alike
+    assert again.distinct == 3 and len(read_quarantine(path)) == 3
     (tmp_path / "other.csv").write_text("x,y\n1,2\n")
     with pytest.raises(DataError, match="no quarantine file"):
         read_quarantine(tmp_path / "other.csv")

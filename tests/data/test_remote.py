@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 
 from mmrep.cli import main
 from mmrep.data import shard_cache
@@ -15,12 +16,12 @@ from mmrep.data.datamodule import ShardDataModule
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.index import Index
 from mmrep.data.plan import Plan
-from mmrep.data.reader import Samples
+from mmrep.data.reader import Samples, check_shards
 from mmrep.data.shard_cache import ShardCache
 from mmrep.encoders import Encoder, NgramTextEncoder
 from mmrep.errors import DataError
 from tests.data.server import Behaviour, served
-from tests.data.test_resume import fit
+from tests.data.test_resume import fit, module
 from tests.tiny import MODALITIES, write_tiny_shards
 
 SIZES = (20, 3, 31, 9)
@@ -97,7 +98,7 @@ def test_the_cache_is_bounded_and_files_that_are_open_outlive_it(
     assert keys(index, small, window=2) == keys(Index.load(shards), None, window=2)
     kept = list((tmp_path / "cache").glob("*.tar"))
     assert kept and sum(path.stat().st_size for path in kept) <= largest + 1
-    assert max(behaviour.requests.values()) >= 1
+    assert max(behaviour.requests[f"/{shard.name}"] for shard in index.shards) > 1  # dropped, and fetched again
 
 
 def test_equal_shards_of_two_places_are_one_file(shards: Path, server: tuple[str, Behaviour], tmp_path: Path) -> None:
@@ -186,7 +187,54 @@ def test_an_index_from_elsewhere_names_no_folder_of_this_machine(
         assert Index.load(url, ShardCache(tmp_path / "cache")).root == url
 
 
-def test_evaluation_from_a_server(server: tuple[str, Behaviour], tmp_path: Path) -> None:
-    source = ShardDataModule(server[0], cache_dir=str(tmp_path))
-    source.setup("test")
-    assert source.index is not None and len(Samples(source.index, "test", source.cache)) == 8
+def test_evaluation_from_a_server_gives_the_figures_of_the_disk(
+    shards: Path, server: tuple[str, Behaviour], tmp_path: Path
+) -> None:
+    figures = []
+    for path in (str(shards), server[0]):
+        run = pl.Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, barebones=False
+        )
+        source = ShardDataModule(path, global_batch_size=5, num_workers=0, cache_dir=str(tmp_path))
+        figures += run.test(module(), source, verbose=False)
+    assert figures[0] == figures[1] and "test/text->image/recall@1" in figures[0]
+
+
+def test_the_next_window_comes_while_the_present_one_is_read(server: tuple[str, Behaviour], tmp_path: Path) -> None:
+    url, behaviour = server
+    cache = ShardCache(tmp_path / "cache")
+    samples = Samples(Index.load(url, cache), "train", cache)
+    encoders: dict[str, Encoder] = {"text": NgramTextEncoder(8, buckets=64, length=32)}
+    plan = Plan([samples.contents(["text"])], 3, 0, True, window=1)
+    dataset = ShardDataset(samples, encoders, plan=plan, train=True)
+    batch = next(plan.batches(0))
+    read = {samples.shard(int(number)).name for number in batch.samples}
+    assert len(read) == 1
+    dataset.__getitems__(batch)
+    assert dataset.prefetcher._thread is not None
+    dataset.prefetcher._thread.join(20)
+    fetched = {name for name in (shard.name for shard in samples.shards) if behaviour.requests[f"/{name}"]}
+    assert fetched == {samples.shards[shard].name for _, shard in plan.upcoming_shards(batch)} and len(fetched) == 2
+    following = next(
+        batch for batch in plan.batches(0) if not {samples.shard(int(n)).name for n in batch.samples} & read
+    )
+    dataset.__getitems__(following)
+    assert max(behaviour.requests[f"/{shard.name}"] for shard in samples.shards) == 1
+
+
+def test_a_copy_that_went_bad_on_the_disk_is_fetched_again(
+    shards: Path, server: tuple[str, Behaviour], tmp_path: Path
+) -> None:
+    """A disk may change what was verified when it came: then the copy is at fault, and not the samples."""
+    url, behaviour = server
+    cache = ShardCache(tmp_path / "cache")
+    index = Index.load(url, cache)
+    local = Samples(Index.load(shards), "train")
+    shard = local.shards[0]
+    copy = cache.get(f"{url}/{shard.name}", shard.sha256, shard.bytes)
+    copy.write_bytes(bytes(shard.bytes))
+    samples = Samples(index, "train", cache)
+    assert samples.read(1, "txt") == local.read(1, "txt") and behaviour.requests[f"/{shard.name}"] == 2
+    copy.write_bytes(bytes(shard.bytes))
+    assert all(fault is None for _, fault in check_shards(index, cache))
+    assert behaviour.requests[f"/{shard.name}"] == 3

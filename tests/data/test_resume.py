@@ -102,9 +102,9 @@ def fit(
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """63 training samples in uneven shards: five batches of twelve, and a remainder."""
+    """63 training samples in uneven shards, one of them empty: five batches of twelve, and a remainder."""
     folder = tmp_path_factory.mktemp("resume")
-    return write_tiny_shards(folder, {"train": (20, 3, 31, 9), "val": (12,), "test": (8,)})
+    return write_tiny_shards(folder, {"train": (20, 3, 0, 31, 9), "val": (12,), "test": (8,)})
 
 
 STEPS = 15
@@ -277,7 +277,7 @@ def test_other_shards_are_refused_and_copies_elsewhere_are_not(shards: Path, who
     copy = shutil.copytree(shards, tmp_path / "copy")
     resumed, _, _ = fit(copy, tmp_path / "on", checkpoint=folder / "step=12.ckpt")
     assert resumed.keys == record.keys[12:]
-    other = write_tiny_shards(tmp_path / "other", {"train": (20, 3, 31, 10), "val": (12,), "test": (8,)})
+    other = write_tiny_shards(tmp_path / "other", {"train": (20, 3, 0, 31, 10), "val": (12,), "test": (8,)})
     with pytest.raises(CheckpointError, match=r"data\.path was shards [0-9a-f]{12} with weight 1, is shards"):
         fit(other, tmp_path / "no", checkpoint=folder / "step=12.ckpt")
 

@@ -33,7 +33,7 @@ from tests.data.server import served
 from tests.data.test_resume import fit
 from tests.data.test_resume import on_a_rank as train_on_a_rank
 from tests.gloo_pool import GlooPool
-from tests.tiny import COLOURS, png, write_tiny_shards
+from tests.tiny import COLOURS, damaged, png, write_tiny_shards
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*`IterableDataset` has `__len__` defined.*"),
@@ -253,16 +253,8 @@ def test_damage_never_mispairs(damage: str, tmp_path: Path) -> None:
     whole = (tmp_path / "whole.tar").read_bytes()
     rng, refused, errors = random.Random(0), 0, 0
     for _ in range(300):
-        broken, place = bytearray(whole), rng.randrange(len(whole))
-        if damage == "cut":
-            del broken[place:]
-        elif damage == "flip":
-            broken[place] ^= 1 << rng.randrange(8)
-        else:
-            start = place // 512 * 512
-            broken[start : start + 512] = bytes(512)
         path = tmp_path / "broken.tar"
-        path.write_bytes(broken)
+        path.write_bytes(damaged(whole, damage, rng))
         found = []
         try:
             for sample in read_shard(str(path), path.name, EXTENSIONS):
@@ -471,7 +463,7 @@ def test_a_run_stops_at_too_many_faults_and_lists_them(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match="samples cannot be used, more than the 1 of"):
         fit(shards, tmp_path / "no", data=data)
-    assert "train-bad.tar,k" in (tmp_path / "q.csv").read_text()
+    assert "train-bad.tar,,k" in (tmp_path / "q.csv").read_text()
     fit(shards, tmp_path / "yes", data={**data, "max_bad_fraction": 0.1}, max_epochs=2)
     assert (tmp_path / "q.csv").read_text().count("train-bad.tar") == 3
 

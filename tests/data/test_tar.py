@@ -14,6 +14,7 @@ from mmrep.data.scan import group_members
 from mmrep.data.tar import walk
 from mmrep.data.writer import write_shard
 from mmrep.errors import DataError
+from tests.tiny import damaged
 
 
 def make_tar(path: Path, members: dict[str, bytes], format: int) -> Path:
@@ -69,15 +70,7 @@ def test_damage_never_mispairs(tmp_path: Path, damage: str) -> None:
     whole = (tmp_path / "whole.tar").read_bytes()
     rng, refused = random.Random(0), 0
     for _ in range(300):
-        broken, place = bytearray(whole), rng.randrange(len(whole))
-        if damage == "cut":
-            del broken[place:]
-        elif damage == "flip":
-            broken[place] ^= 1 << rng.randrange(8)
-        else:
-            start = place // 512 * 512
-            broken[start : start + 512] = bytes(512)
-        (tmp_path / "broken.tar").write_bytes(broken)
+        (tmp_path / "broken.tar").write_bytes(damaged(whole, damage, rng))
         try:
             found = group_members(tmp_path / "broken.tar")
         except DataError as error:
