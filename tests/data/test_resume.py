@@ -315,3 +315,28 @@ def test_a_blend_goes_on_where_it_stood(shards: Path, tmp_path: Path) -> None:
     changed = {"path": [Source(str(shards), 1.0), Source(str(other), 1.0)], "batching": "stratified"}
     with pytest.raises(CheckpointError, match=r"data\.path was"):
         fit(shards, tmp_path / "no", data=changed, checkpoint=tmp_path / "whole" / "step=10.ckpt")
+
+
+@pytest.mark.parametrize("batching", ["stratified", "homogeneous"])
+def test_planned_modality_sets_train_on_one_rank_and_two(
+    batching: str, shards: Path, tmp_path: Path, pool2: GlooPool
+) -> None:
+    """A homogeneous batch may lack a modality on every rank, or hold one alone: no pair, no loss, the same collectives."""
+    options = {
+        "shards": shards,
+        "data": {"batching": batching, "global_batch_size": 4},
+        "max_epochs": 2,
+        "accumulate_grad_batches": 1,
+    }
+    alone, _ = on_a_rank(0, 1, 0, {**options, "folder": tmp_path / "alone"})
+    shares = pool2.run(
+        on_a_rank, [(rank, 2, 0, {**options, "folder": tmp_path / "two"}) for rank in range(2)], timeout=90
+    )
+    together = [one + other for one, other in zip(*(keys for keys, _ in shares), strict=True)]
+    assert together == alone
+    first = [key for batch in alone[: len(alone) // 2] for key in batch]
+    assert len(first) == len(set(first)) >= 48
+    resumed, _, _ = fit(
+        shards, tmp_path / "on", data=options["data"], max_epochs=2, checkpoint=tmp_path / "two" / "step=9.ckpt"
+    )
+    assert resumed.keys == alone[9:]
