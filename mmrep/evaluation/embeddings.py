@@ -33,6 +33,25 @@ class Embeddings:
     def __len__(self) -> int:
         return len(next(iter(self.rows.values())))
 
+    def to(self, device: torch.device | str) -> Embeddings:
+        """The same on ``device``, where what is done with them runs."""
+
+        def move(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        return Embeddings(move(self.rows), move(self.present), move(self.labels), self.keys)
+
+    def gathered(self) -> Embeddings:
+        """The rows of all ranks, each sample once, without keys. A collective: every rank calls it."""
+
+        def everyone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: gather_rows(tensor) for name, tensor in tensors.items()}
+
+        present = {name: mask.to(torch.uint8) for name, mask in self.present.items()}
+        return Embeddings(
+            everyone(self.rows), {n: mask.bool() for n, mask in everyone(present).items()}, everyone(self.labels)
+        )
+
 
 class EmbeddingCollector:
     """Gathers the embeddings of batch after batch; rows of padding are dropped."""
@@ -66,33 +85,38 @@ class EmbeddingCollector:
 
     def gathered(self, device: torch.device | str = "cpu") -> Embeddings:
         """The rows of all ranks on ``device``, each sample once. A collective: every rank calls it."""
-        mine = self.result()
-
-        def everyone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: gather_rows(tensor.to(device)) for name, tensor in tensors.items()}
-
-        present = {name: mask.to(torch.uint8) for name, mask in mine.present.items()}
-        return Embeddings(
-            everyone(mine.rows), {n: mask.bool() for n, mask in everyone(present).items()}, everyone(mine.labels)
-        )
+        return self.result().to(device).gathered()
 
 
 @torch.inference_mode()
 def embed_loader(
     model: MultimodalModel, loader: Iterable[Batch], *, advance: Callable[[int], None] | None = None
 ) -> Embeddings:
-    """Embed every sample of a loader with a model in evaluation mode.
+    """Embed every sample of a loader with a model in evaluation mode; encoders see only the rows that are there.
 
     Args:
         model: The model; inputs are moved to its device.
-        loader: Batches.
+        loader: Batches, of some or all of the model's modalities.
         advance: Called with the number of samples done, for a progress bar.
+
+    Returns:
+        The embeddings of this rank's samples, on the CPU. The model is left in evaluation mode.
     """
     device = next(model.parameters()).device
     collector = EmbeddingCollector()
     model.eval()
     for batch in loader:
-        collector.add(batch, model(batch.to(device).inputs))
+        collector.add(batch, {name: _embed(model, batch, name, device) for name in batch.inputs})
         if advance is not None:
             advance(len(batch))
     return collector.result()
+
+
+def _embed(model: MultimodalModel, batch: Batch, name: str, device: torch.device) -> Tensor:
+    """Rows ``[B, D]`` of one modality, on the CPU; zeros where it is absent."""
+    there, inputs = batch.present[name].cpu(), batch.inputs[name]
+    assert isinstance(inputs, Tensor), "in evaluation a sample comes once"
+    rows = torch.zeros(len(batch), model.embed_dim)
+    if bool(there.any()):
+        rows[there] = model({name: inputs[there].to(device)})[name].float().cpu()
+    return rows

@@ -1,8 +1,18 @@
-"""Zero-shot retrieval in every direction, by the loss's own score, with ranks counted in a stream of tiles."""
+"""Zero-shot retrieval in every direction, by the loss's own score, with ranks counted in a stream of tiles.
+
+For one direction, "given -> target":
+
+- The gallery is every sample that has the target; samples of one group with identical content are one candidate.
+- A query is every sample that has all that is given and whose group the gallery holds. Others cannot ask, and are no misses.
+- Right answers are the candidates of the query's group. The rank is 1 + the number of wrong candidates that do not score less
+  than the best right one: other right answers are not in the way, and a tie counts against the query, as does NaN.
+- recall@k is the share of ranks up to k; with a gallery of no more than k candidates it is 1.
+- Without any query every figure is None.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +22,7 @@ from torch import Tensor
 from mmrep.errors import LossError, MmrepError, did_you_mean
 from mmrep.evaluation.embeddings import Embeddings
 from mmrep.evaluation.metrics import summarize
+from mmrep.evaluation.ranks import Score, count_right_ranks, in_blocks, tile_size
 from mmrep.ops.gather import gather_rows, rank, world_size
 
 
@@ -94,16 +105,21 @@ def sample_groups(embeddings: Embeddings) -> Tensor:
 
 
 def retrieve(
-    embeddings: Embeddings, scorer: Scorer, directions: Sequence[Direction] | None = None, *, tile: int = 2048
+    embeddings: Embeddings,
+    scorer: Scorer,
+    directions: Sequence[Direction] | None = None,
+    *,
+    tile: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The figures of every direction. A collective: every rank calls it with the same embeddings, and ranks its share of the
-    queries.
+    queries, on the device of the embeddings.
 
     Args:
         embeddings: A whole split.
         scorer: Whose rule ranks.
         directions: What to evaluate; `all_directions` by default, but for those that the loss cannot score.
-        tile: Queries and candidates that are scored at once: memory is ``tile * tile``, never queries x candidates.
+        tile: Queries and candidates that are scored at once: memory is ``tile * tile``, never queries x candidates; by
+            default as `mmrep.evaluation.ranks.tile_size` finds right.
 
     Returns:
         Direction -> what `mmrep.evaluation.metrics.summarize` gives.
@@ -138,15 +154,14 @@ def _try_scoring(embeddings: Embeddings, scorer: Scorer, direction: Direction) -
     scorer.score(target=direction.target, candidates=one, given=dict.fromkeys(direction.given, one))
 
 
-def _figures(embeddings: Embeddings, scorer: Scorer, direction: Direction, tile: int) -> dict[str, Any]:
+def _figures(embeddings: Embeddings, scorer: Scorer, direction: Direction, tile: int | None) -> dict[str, Any]:
     gallery = make_gallery(embeddings, direction.target)
     queries = answerable(embeddings, direction)
-    ranks = gather_rows(count_ranks(embeddings, scorer, direction, gallery, queries[rank() :: world_size()], tile))
-    groups = sample_groups(embeddings)[queries]
-    _, which, sizes = gallery.groups.unique(return_inverse=True, return_counts=True)
-    size_of = dict(zip(gallery.groups.tolist(), sizes[which].tolist(), strict=True))
-    right = [size_of[group] for group in groups.tolist()]
-    chance = sum(right) / max(1, len(right)) / max(1, len(gallery.groups))
+    mine = queries.tensor_split(world_size())[rank()]
+    ranks = gather_rows(count_ranks(embeddings, scorer, direction, gallery, mine, tile))
+    known, sizes = gallery.groups.unique(return_counts=True)
+    right = int(sizes[torch.searchsorted(known, sample_groups(embeddings)[queries])].sum())
+    chance = right / max(1, len(queries)) / max(1, len(gallery.groups))
     return summarize(ranks.cpu().numpy(), candidates=len(gallery.groups), chance=chance)
 
 
@@ -159,40 +174,42 @@ def answerable(embeddings: Embeddings, direction: Direction) -> Tensor:
 
 
 def count_ranks(
-    embeddings: Embeddings, scorer: Scorer, direction: Direction, gallery: Gallery, queries: Tensor, tile: int
+    embeddings: Embeddings,
+    scorer: Scorer,
+    direction: Direction,
+    gallery: Gallery,
+    queries: Tensor,
+    tile: int | None = None,
 ) -> Tensor:
-    """int64 ``[Q]``, from 1: one more than the wrong candidates that score no less than the best right one.
-
-    A tie counts against the query. Two passes over tiles: the best right score, then the count.
-    """
-    groups = sample_groups(embeddings)
-    ranks = torch.ones_like(queries)
-    for start in range(0, len(queries), tile):
-        asking = queries[start : start + tile]
-        given = {name: embeddings.rows[name][asking] for name in direction.given}
-        right_group = groups[asking][:, None]
-        best = torch.full((len(asking),), -torch.inf, device=queries.device)
-        for scores, candidates in _tiles(scorer, direction.target, gallery, given, tile):
-            right = gallery.groups[candidates] == right_group
-            best = torch.maximum(best, scores.masked_fill(~right, -torch.inf).amax(dim=1))
-        for scores, candidates in _tiles(scorer, direction.target, gallery, given, tile):
-            wrong = gallery.groups[candidates] != right_group
-            ranks[start : start + tile] += (wrong & (scores >= best[:, None])).sum(dim=1)
-    return ranks
+    """int64 ``[Q]``, from 1: one more than the wrong candidates that do not score less than the best right one."""
+    score = _scoring(embeddings, scorer, direction, gallery, queries)
+    asking = sample_groups(embeddings)[queries]
+    return count_right_ranks(score, asking, gallery.groups, tile or tile_size(queries.device))
 
 
-def _tiles(
-    scorer: Scorer, target: str, gallery: Gallery, given: Mapping[str, Tensor], tile: int
-) -> Iterator[tuple[Tensor, slice]]:
-    for start in range(0, len(gallery.groups), tile):
-        candidates = slice(start, start + tile)
-        yield scorer.score(target=target, candidates=gallery.rows[candidates], given=given), candidates
+def _scoring(embeddings: Embeddings, scorer: Scorer, direction: Direction, gallery: Gallery, queries: Tensor) -> Score:
+    """Scores of queries and candidates by their places in ``queries`` and in the gallery."""
+
+    def score(asking: Tensor, offered: Tensor) -> Tensor:
+        samples = queries[in_blocks(asking)]
+        given = {name: embeddings.rows[name][samples] for name in direction.given}
+        candidates = gallery.rows[in_blocks(offered)]
+        scores = scorer.score(target=direction.target, candidates=candidates, given=given)
+        return scores[: len(asking), : len(offered)]
+
+    return score
 
 
 def best_candidates(
     embeddings: Embeddings, scorer: Scorer, direction: Direction, gallery: Gallery, queries: Tensor, k: int
 ) -> Tensor:
-    """Places in the gallery ``[Q, min(k, C)]`` of the best candidates, best first."""
-    given = {name: embeddings.rows[name][queries] for name in direction.given}
-    scores = scorer.score(target=direction.target, candidates=gallery.rows, given=given)
-    return scores.topk(min(k, len(gallery.groups)), dim=1).indices
+    """Places in the gallery ``[Q, min(k, C)]`` of the best candidates, best first; the gallery is scored tile by tile."""
+    score = _scoring(embeddings, scorer, direction, gallery, queries)
+    asking, places = torch.arange(len(queries), device=queries.device), queries.new_zeros(len(queries), 0)
+    best = torch.zeros(len(queries), 0, device=queries.device)
+    for offered in torch.arange(len(gallery.groups), device=queries.device).split(tile_size(queries.device)):
+        scores = torch.cat([best, score(asking, offered)], dim=1)
+        numbers = torch.cat([places, offered.expand(len(queries), -1)], dim=1)
+        best, found = scores.topk(min(k, scores.shape[1]), dim=1)
+        places = numbers.gather(1, found)
+    return places
