@@ -14,7 +14,8 @@ import soundfile
 from PIL import Image
 
 from mmrep.data.build import build_index
-from mmrep.data.contact_sheet import MAX_AUDIO_BYTES, write_contact_sheet
+from mmrep.data.contact_sheet import write_contact_sheet
+from mmrep.data.html_members import MAX_AUDIO_BYTES
 from mmrep.data.index import Index, Label, Modality
 from mmrep.data.stats import split_stats
 from mmrep.data.writer import npy_bytes, write_shard
