@@ -9,20 +9,34 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import mmrep.encoders
 import mmrep.losses
 from mmrep.batch import Input
-from mmrep.data.decode import decode_file
+from mmrep.data.items import raw_item
 from mmrep.encoders import Encoder
 from mmrep.errors import CheckpointError, ConfigError, MmrepError, did_you_mean
 from mmrep.losses import Loss
+from mmrep.weights import load_weights, read_weights
 
 FORMAT = "mmrep-model-1"
 NORMALIZATIONS = ("l2", "layernorm")
+MOST_FILE_BYTES = 64 << 20
+"""Of a text file that an encoder keeps, a tokenizer's say."""
+
+
+class Encoded(dict[str, Tensor]):
+    """What `MultimodalModel.encode` gives: modality -> rows ``[N, D]``.
+
+    Attributes:
+        present: Modality -> bool ``[N]``: which items were there. The others' rows are zeros.
+    """
+
+    def __init__(self, rows: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+        super().__init__(rows)
+        self.present = dict(present)
 
 
 class MultimodalModel(nn.Module):
@@ -64,6 +78,8 @@ class MultimodalModel(nn.Module):
                     f"share: '{name}' cannot use the encoder of '{lender}'", fix=did_you_mean(lender, encoders)
                 )
         self.embed_dim = next(iter(widths.values()))
+        for encoder in encoders.values():
+            encoder.adapt()
 
     @property
     def by_modality(self) -> dict[str, Encoder]:
@@ -87,41 +103,58 @@ class MultimodalModel(nn.Module):
         return F.normalize(rows, dim=-1) if self.normalize == "l2" else F.layer_norm(rows, rows.shape[-1:])
 
     @torch.inference_mode()
-    def encode(self, *, batch_size: int = 256, **items: Sequence[Any]) -> dict[str, Tensor]:
-        """Embed items of the user's own.
+    def encode(
+        self, *, batch_size: int = 256, device: torch.device | str | None = None, **items: Sequence[Any]
+    ) -> Encoded:
+        """Embed items of the user's own. The same items give the same rows: nothing is drawn at random.
 
         Args:
             batch_size: How many go through an encoder at once.
-            **items: Per modality a list. Text: the texts. Images: paths or PIL images. Audio: paths or (mono float
-                samples, rate in Hz). Arrays: paths of .npy files or arrays.
+            device: Where the encoders run, and where they stay; by default where they are.
+            **items: Per modality a list. Text: the texts. Images: paths, PIL images, or uint8 arrays ``[H, W, 3]`` or
+                ``[H, W]``. Audio: paths or (samples, rate in Hz), floats in [-1, 1], ``[N]`` or ``[channels, N]``. Arrays:
+                paths of .npy files or arrays. None anywhere stands for an item that is not there.
 
         Returns:
-            Per modality normalised fp32 rows ``[N, D]`` on the CPU.
+            Per modality normalised fp32 rows ``[N, D]`` on the CPU; zeros where an item is None, see `Encoded`.
 
         Raises:
-            MmrepError: On an unknown modality, or a file that cannot be read.
+            MmrepError: On an unknown modality, an item of the wrong kind, or a file that cannot be read.
 
         Example:
             >>> rows = model.encode(image=["cat.png", "dog.png"], text=["a dog"])
             >>> model.score(target="image", candidates=rows["image"], given={"text": rows["text"]}).argmax()
         """
+        if batch_size < 1:
+            raise MmrepError(f"batch_size={batch_size} must be at least 1")
+        for name, values in items.items():
+            self._check_known(name)
+            if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+                raise MmrepError(f"'{name}' is {type(values).__name__}, and no list", fix=f"write {name}=[...]")
+        if device is not None:
+            self.to(device)
         was_training = self.training
         self.eval()
         try:
-            return {name: self._encode(name, list(values), batch_size) for name, values in items.items()}
+            rows = {name: self._encode(name, values, batch_size) for name, values in items.items()}
         finally:
             self.train(was_training)
+        return Encoded(rows, {name: torch.tensor([v is not None for v in values]) for name, values in items.items()})
 
-    def _encode(self, name: str, values: list[Any], batch_size: int) -> Tensor:
-        if name not in self.by_modality:
-            raise MmrepError(f"the model has no modality '{name}'", fix=did_you_mean(name, self.modalities))
+    def _encode(self, name: str, values: Sequence[Any], batch_size: int) -> Tensor:
         encoder = self.by_modality[name]
         transform, device = encoder.transform(train=False), next(self.parameters()).device
-        rows = [torch.zeros(0, self.embed_dim)]
-        for start in range(0, len(values), batch_size):
-            inputs = torch.stack([transform(_raw(encoder.kind, value)) for value in values[start : start + batch_size]])
-            rows.append(self._normalize(encoder(inputs.to(device))).float().cpu())
-        return torch.cat(rows)
+        rows = torch.zeros(len(values), self.embed_dim)
+        there = [number for number, value in enumerate(values) if value is not None]
+        for start in range(0, len(there), batch_size):
+            numbers = there[start : start + batch_size]
+            inputs = torch.stack([transform(raw_item(encoder.kind, values[n], f"{name}[{n}]")) for n in numbers])
+            rows[numbers] = self._normalize(encoder(inputs.to(device))).float().cpu()
+        return rows
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.by_modality:
+            raise MmrepError(f"the model has no modality '{name}'", fix=did_you_mean(name, self.modalities))
 
     def score(
         self,
@@ -131,15 +164,19 @@ class MultimodalModel(nn.Module):
         given: Mapping[str, Tensor],
         present: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """How well each candidate fits what is given, by the rule that the model was trained with: see `Loss.score`."""
+        """How well each candidate fits what is given, by the rule that the model was trained with: see `Loss.score`.
+
+        Where ``given`` is what `encode` returned, its absent items say nothing.
+        """
         for name in (target, *given):
-            if name not in self.by_modality:
-                raise MmrepError(f"the model has no modality '{name}'", fix=did_you_mean(name, self.modalities))
+            self._check_known(name)
+        if present is None and isinstance(given, Encoded):
+            present = given.present
         return self.loss.score(target=target, candidates=candidates, given=given, present=present)
 
     def config(self) -> dict[str, Any]:
         """Plain data from which `from_config` builds the same model, weights aside."""
-        own = {name: encoder for name, encoder in self.by_modality.items() if name not in self.share}
+        own = self._own()
         return {
             "format": FORMAT,
             "embed_dim": self.embed_dim,
@@ -149,9 +186,21 @@ class MultimodalModel(nn.Module):
             "loss": _describe(self.loss),
         }
 
+    def files(self) -> dict[str, dict[str, str]]:
+        """Modality -> the text files that belong to its encoder's weights: see `mmrep.encoders.Encoder.files`."""
+        return {name: dict(encoder.files) for name, encoder in self._own().items() if encoder.files}
+
+    def _own(self) -> dict[str, Encoder]:
+        return {name: encoder for name, encoder in self.by_modality.items() if name not in self.share}
+
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], classes: Mapping[str, type] | None = None) -> MultimodalModel:
-        """Build a model from what `config` gave.
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        classes: Mapping[str, type] | None = None,
+        files: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> MultimodalModel:
+        """Build a model from what `config` and `files` gave.
 
         Only classes of ``mmrep.encoders`` and ``mmrep.losses`` are built, and those in ``classes`` ({name: class}): a
         config cannot name code to import.
@@ -163,7 +212,11 @@ class MultimodalModel(nn.Module):
             if config["format"] != FORMAT:
                 raise CheckpointError(f"a model of format {config['format']!r}", fix=f"this version reads {FORMAT}")
             encoders = {
-                name: _find(item["class"], Encoder, classes)(config["embed_dim"], **item["settings"])
+                name: _find(item["class"], Encoder, classes)(
+                    config["embed_dim"],
+                    **item["settings"],
+                    **({"files": dict(files[name])} if files and name in files else {}),
+                )
                 for name, item in config["encoders"].items()
             }
             loss = _find(config["loss"]["class"], Loss, classes)(**config["loss"]["settings"])
@@ -172,10 +225,20 @@ class MultimodalModel(nn.Module):
             raise CheckpointError(f"broken model config ({type(error).__name__}: {error})") from error
 
     def save_pretrained(self, folder: Path | str) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, each beside and renamed."""
+        """Write ``config.json``, ``model.safetensors`` and ``files/MODALITY/NAME``, each beside and renamed."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json.part").write_text(json.dumps(self.config(), indent=1) + "\n")
+        kept = self.files()
+        for name, contents in kept.items():
+            (folder / "files" / name).mkdir(parents=True, exist_ok=True)
+            for file, content in contents.items():
+                path = folder / "files" / name / file
+                path.with_name(f"{file}.part").write_text(content, encoding="utf-8")
+                path.with_name(f"{file}.part").replace(path)
+        config = self.config() | (
+            {"files": {name: sorted(contents) for name, contents in kept.items()}} if kept else {}
+        )
+        (folder / "config.json.part").write_text(json.dumps(config, indent=1) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors.part")
         for name in ("model.safetensors", "config.json"):
@@ -196,41 +259,30 @@ class MultimodalModel(nn.Module):
                     f"no {name}", where=folder, fix="give a model folder, or a run folder with model/"
                 )
         try:
-            config = json.loads((folder / "config.json").read_text())
-            weights = load_file(folder / "model.safetensors")
-        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            files = {
+                name: {file: _read_file(folder / "files" / name / file) for file in kept}
+                for name, kept in config.get("files", {}).items()
+            }
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
             raise CheckpointError(f"broken file ({error})", where=folder) from error
-        model = cls.from_config(config, classes)
-        load_weights(model, weights, where=folder)
+        model = cls.from_config(config, classes, files)
+        load_weights(model, read_weights(folder / "model.safetensors"), where=folder)
         return model.eval()
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: object) -> None:
-    """Load weights that must fit exactly.
+def _read_file(path: Path) -> str:
+    """A file that the config lists; never one outside its folder.
 
     Raises:
-        CheckpointError: With the first few differences, if they do not.
+        CheckpointError: If it is not there, too large, or elsewhere.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    differences = [
-        f"{name}: {found.get(name, 'missing')} instead of {expected.get(name, 'nothing')}"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
-    ]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise CheckpointError(f"the weights belong to another config: {'; '.join(differences[:3])}{more}", where=where)
-    model.load_state_dict(dict(weights))
-
-
-def _raw(kind: str, value: Any) -> Any:
-    """What an encoder's transform takes: a path is read and decoded; text is always the text itself."""
-    if value is None:
-        raise MmrepError(f"an item of kind {kind} is None", fix="leave it out")
-    if kind != "text" and isinstance(value, str | Path):
-        return decode_file(kind, value)
-    return value.convert("RGB") if kind == "image" else value
+    inside = path.name not in ("", ".", "..") and path.parent.name.isidentifier() and not path.is_symlink()
+    if not inside or path.parent.parent.name != "files" or not path.is_file():
+        raise CheckpointError("no such file of the model's", where=path, fix="copy the whole model folder")
+    if path.stat().st_size > MOST_FILE_BYTES:
+        raise CheckpointError(f"larger than {MOST_FILE_BYTES} bytes", where=path)
+    return path.read_text(encoding="utf-8")
 
 
 def _describe(part: Encoder | Loss) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -79,8 +80,57 @@ def test_files_are_read_and_bad_ones_named(tmp_path: Path) -> None:
         model.encode(image=[tmp_path / "c.png"])
     with pytest.raises(MmrepError, match="did you mean 'text'"):
         model.encode(txt=["a"])
-    with pytest.raises(MmrepError, match="is None"):
-        model.encode(text=[None])
+
+
+def test_what_is_not_there_is_none_and_says_nothing(tmp_path: Path) -> None:
+    model = small()
+    there = model.encode(text=["a", "b"], audio=ITEMS["audio"] * 2)
+    rows = model.encode(text=["a", None, "b"], audio=[None, *ITEMS["audio"], None], batch_size=1)
+    assert rows.present["text"].tolist() == [True, False, True]
+    assert rows.present["audio"].tolist() == [False, True, False]
+    assert torch.allclose(rows["text"][[0, 2]], there["text"], atol=1e-6) and not rows["text"][1].any()
+    candidates = model.encode(image=ITEMS["image"])["image"]
+    scores = model.score(target="image", candidates=candidates, given=rows)
+    alone = model.score(target="image", candidates=candidates, given={"text": rows["text"]})
+    assert torch.allclose(scores[[0, 2]], alone[[0, 2]], atol=1e-5), "the absent sound says nothing"
+    assert torch.equal(
+        scores, model.score(target="image", candidates=candidates, given=dict(rows), present=rows.present)
+    )
+    assert model.encode(text=[None])["text"].shape == (1, 8) and model.encode().present == {}
+
+
+def test_arrays_sounds_and_pictures_are_taken_in_every_usual_form(tmp_path: Path) -> None:
+    model = small()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, torch.from_numpy(pixels)]
+    rows = model.encode(image=forms)["image"]
+    assert torch.equal(rows, rows[:1].expand(5, -1))
+    grey = model.encode(image=[pixels[..., 0], Image.fromarray(pixels[..., 0])])["image"]
+    assert torch.equal(grey[0], grey[1])
+    samples, rate = ITEMS["audio"][0]
+    stereo = np.stack([samples, samples])
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    sounds = model.encode(
+        audio=[(samples, rate), (stereo, rate), (torch.from_numpy(samples), rate), tmp_path / "a.wav"]
+    )
+    assert torch.equal(sounds["audio"], sounds["audio"][:1].expand(4, -1))
+    assert torch.equal(model.encode(text=["a"], device="cpu")["text"], model.encode(text=["a"])["text"])
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ({"text": "a"}, r"'text' is str, and no list; write text=\[...\]"),
+        ({"text": [3]}, r"a text is int \[text\[0\]\]"),
+        ({"image": [np.zeros((4, 4, 3))]}, r"float64 \[4, 4, 3\] \[image\[0\]\].*uint8"),
+        ({"audio": [np.zeros(4)]}, r"\[audio\[0\]\]; give a path or \(samples"),
+        ({"audio": [(np.zeros(4, dtype=np.int16), 16000)]}, "int16.*floats in"),
+    ],
+)
+def test_an_item_of_the_wrong_kind_is_named(items: dict[str, Any], message: str) -> None:
+    with pytest.raises(MmrepError, match=message):
+        small().encode(**items)
 
 
 def test_a_shared_encoder_is_one_module_and_survives_saving(tmp_path: Path) -> None:
@@ -129,7 +179,8 @@ def test_weights_of_another_config_are_a_short_diff(tmp_path: Path) -> None:
     del weights["loss.logit_scale"]
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"head.weight: \(8, 99\) instead of \(8, 16\); loss.logit_scale: missing"
+        CheckpointError,
+        match=r"text: 1 of another shape .*head.weight \[8, 99\] instead of \[8, 16\]\); loss: 1 missing",
     ):
         mmrep.load(folder)
 

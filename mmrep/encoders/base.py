@@ -28,11 +28,17 @@ class Encoder(nn.Module):
         batch_norm: Whether the projection head standardises features over the global batch: see
             `mmrep.encoders.batch_norm.GatheredBatchNorm`.
         head_width: Width of a hidden layer of the projection head; 0 for a linear head.
+        projection: Whether there is a projection head. Without one the embedding is what the backbone gives, as in
+            pretrained models whose towers end in the embedding space already.
+        lora: Adapters of low rank in place of training the backbone: see `mmrep.encoders.lora.add_adapters`.
         views: How many times the transform is drawn for a sample in training: each is a view of it.
     """
 
     kind: ClassVar[str]
     """What it takes: a kind of `mmrep.data.decode.KINDS`."""
+    files: dict[str, str]
+    """Name -> content of small text files that belong to the weights and are no settings: a tokenizer's vocabulary. A model
+    folder and a checkpoint keep them, and a constructor that sets any takes them again as ``files``."""
 
     def __init__(
         self,
@@ -42,14 +48,24 @@ class Encoder(nn.Module):
         *,
         batch_norm: bool = False,
         head_width: int = 0,
+        projection: bool = True,
+        lora: dict[str, Any] | None = None,
         views: int = 1,
     ) -> None:
         super().__init__()
         if views < 1 or head_width < 0:
             raise ConfigError(f"views={views} must be at least 1, head_width={head_width} at least 0")
-        self.embed_dim, self.feature_dim, self.views = embed_dim, feature_dim, views
+        if not projection and (feature_dim != embed_dim or batch_norm or head_width):
+            raise ConfigError(
+                f"without projection the backbone's {feature_dim} numbers are the embedding, and there is no head",
+                fix=f"set embed_dim: {feature_dim}, and neither batch_norm nor head_width",
+            )
+        self.embed_dim, self.feature_dim, self.views, self.lora = embed_dim, feature_dim, views, lora
         self.settings = {**settings, "batch_norm": batch_norm, "head_width": head_width, "views": views}
-        self.head = _make_head(feature_dim, head_width, embed_dim, batch_norm)
+        self.settings |= {} if projection else {"projection": False}
+        self.settings |= {} if lora is None else {"lora": lora}
+        self.files: dict[str, str] = {}
+        self.head = _make_head(feature_dim, head_width, embed_dim, batch_norm) if projection else nn.Identity()
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
         """A picklable function from one decoded sample to a compact tensor; random only if ``train``.
@@ -65,6 +81,18 @@ class Encoder(nn.Module):
     def features(self, inputs: Tensor) -> Tensor:
         """The backbone: inputs ``[B, ...]`` to features ``[B, feature_dim]``."""
         raise NotImplementedError
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The backbone's parameters in groups from input to output, for learning rates that decay with depth: here one."""
+        return [[parameter for name, parameter in self.named_parameters() if not name.startswith("head.")]]
+
+    def adapt(self) -> None:
+        """Put the adapters of ``lora`` into the backbone; called once by `mmrep.model.MultimodalModel`."""
+        if self.lora is not None:
+            from mmrep.encoders.lora import add_adapters
+
+            add_adapters(self, self.lora)
+            self.lora = None
 
     def preprocess(self, train: bool) -> Callable[[Any], Input]:
         """What the loader does to a decoded sample: `transform`, and in training once for each view.

@@ -11,7 +11,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from mmrep.encoders.base import Standardize
 from mmrep.encoders.crops import Crop, ImageEncoder
-from mmrep.encoders.open_clip import create_towers, preprocessing
+from mmrep.encoders.depth import tower_layers
+from mmrep.encoders.open_clip import find_source, half_config, image_tower, load_pretrained
 from mmrep.encoders.resize import RandomResizedCrop
 from mmrep.errors import ConfigError
 
@@ -73,47 +74,67 @@ class ConvImageEncoder(ImageEncoder):
 
 
 class OpenClipImageEncoder(ImageEncoder):
-    """The image tower of an open_clip architecture, with random weights.
+    """The image tower of a model of open_clip's: its own, timm's, with random or pretrained weights.
 
-    Pictures are prepared as open_clip prepares them, only that they stay uint8 until they are on the device.
+    Pictures are prepared as the weights want them, by open_clip's own transform, only that they stay uint8 until they are on
+    the device.
 
     Args:
-        embed_dim: Width of the embedding space; a linear head leads from the tower's output to it.
-        architecture: A name that ``open_clip.list_models()`` gives.
+        embed_dim: Width of the embedding space; a linear head leads from the tower's output to it, and with ``projection:
+            false`` the tower's output is the embedding.
+        architecture: A name that ``open_clip.list_models()`` gives, by default ViT-B-32; or a config as under ``model_cfg``.
+        pretrained: A tag of the architecture, ``local-dir:DIR`` or ``hf-hub:ORG/REPO``; null for random weights. A model that
+            is loaded again does not need it.
+        preprocess: What replaces single keys of open_clip's ``preprocess_cfg``.
         crops: What training draws of each picture instead, at the tower's own resolution.
         resize: How training resizes: ``torch``, or the faster ``opencv``; see `mmrep.encoders.resize.RandomResizedCrop`.
-        **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
+        **head: ``batch_norm``, ``head_width``, ``projection``, ``lora``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
     def __init__(
         self,
         embed_dim: int,
-        architecture: str = "ViT-B-32",
+        architecture: str | dict[str, Any] | None = None,
+        pretrained: str | None = None,
+        preprocess: dict[str, Any] | None = None,
         crops: list[Crop] | None = None,
         resize: str = "torch",
         **head: Any,
     ) -> None:
-        model = create_towers(architecture)
-        self.preprocessing = preprocessing(model.visual)
-        settings = {"architecture": architecture, "resize": resize}
-        super().__init__(embed_dim, self.preprocessing.width, settings, crops=crops, **head)
-        self.crop = RandomResizedCrop(self.preprocessing.size, backend=resize)
-        if odd := {crop.size for crop in self.crops} - {self.preprocessing.size}:
-            raise ConfigError(f"{architecture} takes pictures of {self.preprocessing.size} pixels, not crops of {odd}")
-        self.tower = model.visual
-        self.standardize = Standardize(self.preprocessing.mean, self.preprocessing.std)
+        source = find_source(architecture, pretrained, preprocess)
+        preprocessing, model_config = source.preprocess, source.model
+        settings: dict[str, Any] = {"architecture": architecture or "ViT-B-32", "resize": resize}
+        if pretrained is not None or preprocess is not None or not isinstance(architecture, str | None):
+            settings |= {"architecture": half_config(source.model, "vision_cfg"), "preprocess": source.preprocess}
+        super().__init__(embed_dim, source.model["embed_dim"], settings, crops=crops, **head)
+        self.preprocessing, self.model_config = preprocessing, model_config
+        self.size = preprocessing["size"]
+        if odd := {crop.size for crop in self.crops} - {self.size}:
+            raise ConfigError(f"{source.name} takes pictures of {self.size} pixels, not crops of {odd}")
+        self.tower = image_tower(source.model)
+        if pretrained is not None:
+            load_pretrained(self.tower, source, "visual")
+        self.standardize = Standardize(tuple(self.preprocessing["mean"]), tuple(self.preprocessing["std"]))
+        self.resize = resize
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
         if train:
-            return self.crop
-        size = self.preprocessing.size
-        resized = v2.Resize(size, interpolation=InterpolationMode.BICUBIC)
-        transform: Callable[[Any], Tensor] = v2.Compose([resized, v2.CenterCrop(size), v2.PILToTensor()])
+            if not isinstance(self.size, int):
+                raise ConfigError(f"training crops are square, and the tower wants {self.size}")
+            return RandomResizedCrop(self.size, backend=self.resize)
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        steps = image_transform_v2(PreprocessCfg(**self.preprocessing), is_train=False).transforms
+        transform: Callable[[Any], Tensor] = v2.Compose([*steps[:-2], v2.PILToTensor()])  # without ToTensor, Normalize
         return transform
 
     def empty(self, n: int) -> Tensor:
-        return torch.zeros(n, 3, self.preprocessing.size, self.preprocessing.size, dtype=torch.uint8)
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return torch.zeros(n, 3, height, width, dtype=torch.uint8)
 
     def features(self, inputs: Tensor) -> Tensor:
         features: Tensor = self.tower(self.standardize(inputs))
         return features
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return tower_layers(self.tower)

@@ -1,46 +1,345 @@
-"""The two towers of an open_clip architecture, built apart, and what open_clip says of their inputs."""
+"""Models of open_clip: where they come from, their two towers, and what their inputs must look like."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from mmrep.errors import ConfigError, did_you_mean
+import torch
+from torch import Tensor, nn
+
+from mmrep.errors import CheckpointError, ConfigError, did_you_mean
+from mmrep.weights import load_weights, read_weights
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+TORCH_FILES = ("open_clip_pytorch_model.bin", "pytorch_model.bin", "model.pth")
+LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How an image tower wants its pictures, and how wide its output is."""
+class OpenClipSource:
+    """What is known of a model of open_clip's before its weights are read.
 
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    width: int
+    Attributes:
+        model: Its config, as under ``model_cfg`` in `CONFIG_FILE`; the activation (``quick_gelu``) is that of the weights.
+        preprocess: How pictures are prepared, as under ``preprocess_cfg``, with every key.
+        weights: The file of its weights; None for random ones.
+        folder: Where its tokenizer's files may be.
+        name: As the user gave it.
+    """
+
+    model: dict[str, Any]
+    preprocess: dict[str, Any]
+    weights: Path | None = None
+    folder: Path | None = None
+    name: str = ""
 
 
-def create_towers(architecture: str) -> Any:
-    """An open_clip model with ``visual`` and ``text`` as separate modules, random weights.
+def find_source(
+    architecture: str | Mapping[str, Any] | None, pretrained: str | None, preprocess: Mapping[str, Any] | None = None
+) -> OpenClipSource:
+    """Find a model by the names that open_clip uses.
+
+    Args:
+        architecture: A name of ``open_clip.list_models()``, or a config as under ``model_cfg``. None for the source's own.
+        pretrained: A tag of that architecture, ``local-dir:DIR``, ``hf-hub:ORG/REPO``, or None for random weights. A weights
+            file is taken only where ``architecture`` and ``preprocess`` are stated, since it says neither.
+        preprocess: What replaces the source's ``preprocess_cfg``, key by key.
 
     Raises:
-        ConfigError: If open_clip has no such architecture.
+        ConfigError: On an unknown architecture or tag.
+        CheckpointError: If files are missing, broken, or cannot be fetched.
     """
+    for prefix, fetch in ((LOCAL, _local_folder), (HUB, fetch_from_hub)):
+        if pretrained is not None and pretrained.startswith(prefix):
+            if architecture is not None:
+                raise ConfigError(f"{pretrained} says its architecture itself", fix="leave architecture out")
+            return _from_folder(fetch(pretrained.removeprefix(prefix)), pretrained, preprocess)
+    if pretrained is not None and Path(pretrained).is_file():
+        if architecture is None or preprocess is None:
+            raise CheckpointError(
+                "a weights file does not say its architecture, activation and preprocessing",
+                where=pretrained,
+                fix=f"give local-dir:DIR with {CONFIG_FILE}, or state them: architecture and preprocess",
+            )
+        model = _built_in(architecture, None).model if isinstance(architecture, str) else dict(architecture)
+        return OpenClipSource(
+            _checked(model, pretrained), _preprocess(model, preprocess), Path(pretrained), None, pretrained
+        )
+    if isinstance(architecture, Mapping):
+        if pretrained is not None:
+            raise ConfigError(f"no weights file '{pretrained}'", fix="tags belong to architectures with a name")
+        model = dict(architecture)
+        return OpenClipSource(
+            _checked(model, "architecture"), _preprocess(model, preprocess or {}), name="architecture"
+        )
+    found = _built_in(architecture or "ViT-B-32", pretrained)
+    return replace(found, preprocess={**found.preprocess, **(preprocess or {})})
+
+
+def _local_folder(text: str) -> Path:
+    folder = Path(text)
+    if not folder.is_dir():
+        raise CheckpointError("no such folder", where=text, fix=f"give a folder with {CONFIG_FILE} and weights")
+    return folder
+
+
+def fetch_from_hub(repository: str) -> Path:
+    """The folder of a repository at the Hugging Face hub, from its cache or the network: config, weights and tokenizer.
+
+    Raises:
+        CheckpointError: If it is in no cache and cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "files/**"]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except Exception as error:  # offline, no such repository, no access: the hub's client has a dozen types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"cannot be fetched from the hub ({type(error).__name__}: {reason[:120]})",
+            where=repository,
+            fix="check the name and the network, or download the repository's files and give their folder",
+        ) from error
+
+
+def _from_folder(folder: Path, name: str, preprocess: Mapping[str, Any] | None) -> OpenClipSource:
+    config = read_config(folder / CONFIG_FILE)
+    found = next((folder / n for n in (*WEIGHT_FILES, *TORCH_FILES) if (folder / n).is_file()), None)
+    found = found or next(iter(sorted(folder.glob("*.safetensors"))), None)
+    if found is None:
+        raise CheckpointError("no weights beside the config", where=folder, fix=f"put {WEIGHT_FILES[0]} there")
+    model = config["model_cfg"]
+    stated = {**config.get("preprocess_cfg", {}), **(preprocess or {})}
+    return OpenClipSource(_checked(model, name), _preprocess(model, stated), found, folder, name)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of an ``open_clip_config.json``.
+
+    Raises:
+        CheckpointError: If it is not there, broken, or no such config.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"no {path.name}", where=path.parent, fix="weights alone do not say their architecture and preprocessing"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"broken file ({error})", where=path) from error
+    model = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
+        raise CheckpointError("it names no model_cfg with embed_dim, vision_cfg and text_cfg", where=path)
+    return dict(config)
+
+
+def _built_in(architecture: str, tag: str | None) -> OpenClipSource:
     import open_clip  # twenty CPU-seconds that only its users should pay
 
-    if architecture not in open_clip.list_models():
+    model = open_clip.get_model_config(architecture.replace("/", "-"))
+    if model is None:
         raise ConfigError(
             f"open_clip has no architecture '{architecture}'", fix=did_you_mean(architecture, open_clip.list_models())
         )
-    return open_clip.create_model(architecture, pretrained=None, force_custom_text=True)
+    if tag is None:
+        return OpenClipSource(_checked(model, architecture), _preprocess(model, {}), name=architecture)
+    known = open_clip.get_pretrained_cfg(architecture, tag)
+    if not known:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        raise ConfigError(f"{architecture} has no pretrained '{tag}'", fix=did_you_mean(tag, tags))
+    try:
+        weights = Path(open_clip.download_pretrained(known))
+    except Exception as error:  # offline: of urllib, of the hub's client, or open_clip's own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"its weights cannot be fetched ({type(error).__name__}: {reason[:120]})",
+            where=f"{architecture}/{tag}",
+            fix=f"check the network, or put the files into a folder with {CONFIG_FILE} and give local-dir:DIR",
+        ) from error
+    model = {**model, "quick_gelu": known.get("quick_gelu", False)}  # of the weights, whatever the architecture's name
+    return OpenClipSource(
+        _checked(model, architecture), _preprocess(model, known), weights, name=f"{architecture}/{tag}"
+    )
 
 
-def preprocessing(visual: Any) -> Preprocessing:
-    """What open_clip records on an image tower."""
-    config = visual.preprocess_cfg
-    size = config["size"]
-    side = size if isinstance(size, int) else size[0]
-    return Preprocessing(side, tuple(config["mean"]), tuple(config["std"]), output_width(visual))
+def _checked(model: dict[str, Any], name: str) -> dict[str, Any]:
+    if "multimodal_cfg" in model:
+        raise ConfigError(f"{name} is a captioning model (CoCa), no pair of towers", fix="choose another architecture")
+    return deepcopy(model)
 
 
-def output_width(tower: Any) -> int:
-    """Width of a tower's output."""
-    return int(tower.output_dim)
+def _preprocess(model: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of ``preprocess_cfg``: as stated, else open_clip's defaults; the size is the tower's."""
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    size = model.get("vision_cfg", {}).get("image_size", 224)  # a text tower's config has none
+    whole: dict[str, Any] = merge_preprocess_dict(
+        merge_preprocess_dict(asdict(PreprocessCfg()), dict(stated)), {"size": size}
+    )
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in whole.items()}
+
+
+def half_config(model: Mapping[str, Any], tower: str) -> dict[str, Any]:
+    """What one tower, ``vision_cfg`` or ``text_cfg``, needs of a model config."""
+    return {key: model[key] for key in ("embed_dim", tower, "quick_gelu") if key in model}
+
+
+def image_tower(model: Mapping[str, Any]) -> nn.Module:
+    """The image tower of a model config, with random weights: pixels to ``[B, embed_dim]``."""
+    from open_clip.model import _build_vision_tower  # public constructors build both towers, which may be gigabytes
+
+    vision = {**model["vision_cfg"], "timm_model_pretrained": False}
+    tower: nn.Module = _build_vision_tower(model["embed_dim"], vision, model.get("quick_gelu", False))
+    return tower
+
+
+def text_tower(model: Mapping[str, Any], files: Mapping[str, str]) -> nn.Module:
+    """The text tower of a model config, with random weights: tokens ``[B, L]`` to ``[B, embed_dim]``.
+
+    Args:
+        model: The config.
+        files: What `text_files` gave: a tower of Hugging Face's is built from the ``config.json`` in it.
+    """
+    from open_clip.model import _build_text_tower
+
+    text = dict(model["text_cfg"])
+    with folder_of(files) as folder:
+        if text.get("hf_model_name"):
+            text |= {"hf_model_name": folder, "hf_model_pretrained": False}
+        tower: nn.Module = _build_text_tower(model["embed_dim"], text, model.get("quick_gelu", False))
+    return tower
+
+
+def text_files(source: OpenClipSource) -> dict[str, str]:
+    """The files of a text tower of Hugging Face's, that is tokenizer and ``config.json``; none for open_clip's own.
+
+    Raises:
+        CheckpointError: If they are neither in the source's folder nor to be had from the hub.
+    """
+    text = source.model["text_cfg"]
+    if not text.get("hf_tokenizer_name") and not text.get("hf_model_name"):
+        return {}
+    try:
+        from transformers import AutoConfig, AutoTokenizer
+    except ImportError as error:
+        raise ConfigError(f"{source.name} needs transformers", fix="pip install 'mmrep[hf]'") from error
+    try:
+        with tempfile.TemporaryDirectory() as made:
+            if text.get("hf_tokenizer_name"):
+                place = source.folder or text["hf_tokenizer_name"]
+                AutoTokenizer.from_pretrained(place, trust_remote_code=False).save_pretrained(made)
+            files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(made).iterdir())}
+        if text.get("hf_model_name"):
+            config = AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False).to_dict()
+            config.pop("auto_map", None)  # names code at the hub
+            files["config.json"] = json.dumps(config)
+    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"the text tower's tokenizer or config cannot be had ({reason[:120]})",
+            where=source.name,
+            fix="put tokenizer.json into the model's folder, and let hf_model_name be a folder with config.json",
+        ) from error
+    return files
+
+
+def load_pretrained(tower: nn.Module, source: OpenClipSource, which: str) -> None:
+    """Load the source's weights into one of its towers.
+
+    Names, old layouts and the sizes of position embeddings are brought to those of the config, as open_clip does.
+
+    Args:
+        tower: As `image_tower` or `text_tower` made it.
+        source: Where the weights are.
+        which: ``visual`` or ``text``.
+
+    Raises:
+        CheckpointError: If the file is broken or unsafe, or does not fit the config.
+    """
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
+    weights = pretrained_weights(source)
+    with suppress(AssertionError):  # of another width: reported below, with all that does not fit
+        (resize_pos_embed if which == "visual" else resize_text_pos_embed)(weights, SimpleNamespace(**{which: tower}))
+    own = {name.removeprefix(f"{which}."): t for name, t in weights.items() if name.startswith(f"{which}.")}
+    own.pop("transformer.embeddings.position_ids", None)  # a buffer of older transformers
+    load_weights(tower, own, where=source.weights)
+
+
+def pretrained_weights(source: OpenClipSource) -> dict[str, Tensor]:
+    """The weights of both towers and the logit scale, named as in open_clip's ``CustomTextCLIP``."""
+    from open_clip.convert import convert_state_dict, load_big_vision_weights
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    assert source.weights is not None, "random weights are not loaded"
+    if source.weights.suffix in (".npz", ".npy"):  # big_vision's, whose names depend on both towers
+        whole = nn.Module()
+        whole.visual, whole.text = image_tower(source.model), text_tower(source.model, {})
+        for name, value in initial_scalars(source.model).items():
+            whole.register_parameter(name, nn.Parameter(value))
+        load_big_vision_weights(whole, str(source.weights))
+        return dict(whole.state_dict())
+    weights = read_weights(source.weights)
+    apple = any(name.startswith("image_encoder.") for name in weights)  # MobileCLIP's names depend on the image tower
+    weights = convert_state_dict(SimpleNamespace(visual=image_tower(source.model)) if apple else None, weights)
+    if "positional_embedding" in weights:  # the plain layout of CLIP: the text tower has no prefix
+        weights = convert_to_custom_text_state_dict(weights)
+    return dict(weights)
+
+
+def initial_scalars(model: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``logit_scale``, and ``logit_bias`` where the config has one, as it starts them."""
+    scalars = {"logit_scale": torch.tensor(float(model.get("init_logit_scale", math.log(1 / 0.07))))}
+    if model.get("init_logit_bias") is not None:
+        scalars["logit_bias"] = torch.tensor(float(model["init_logit_bias"]))
+    return scalars
+
+
+@contextmanager
+def folder_of(files: Mapping[str, str]) -> Iterator[str]:
+    """A folder with these files, for as long as a library reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")
+        yield folder
+
+
+@dataclass(frozen=True)
+class OpenClipTokenizer:
+    """Text to the token numbers ``[context_length]`` of a text tower.
+
+    Holds text only, so that it travels to workers.
+
+    Args:
+        text_config: The JSON of ``text_cfg``.
+        files: The tokenizer's own files, names and contents.
+    """
+
+    text_config: str
+    files: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, text: str) -> Tensor:
+        tokens: Tensor = _tokenizer(self)(text)[0]
+        return tokens
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(recipe: OpenClipTokenizer) -> Any:
+    """open_clip's tokenizer, made once per process: its vocabulary takes a second to unpack."""
+    import open_clip
+
+    config = {"model_cfg": {"text_cfg": json.loads(recipe.text_config)}}
+    with folder_of({**dict(recipe.files), CONFIG_FILE: json.dumps(config)}) as folder:
+        return open_clip.get_tokenizer(f"{LOCAL}{folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrep.encoders.base import Encoder
-from mmrep.encoders.open_clip import create_towers, output_width
+from mmrep.encoders.depth import tower_layers
+from mmrep.encoders.open_clip import (
+    OpenClipTokenizer,
+    find_source,
+    half_config,
+    load_pretrained,
+    text_files,
+    text_tower,
+)
 from mmrep.errors import ConfigError
 
 
@@ -95,51 +104,53 @@ class NgramTextEncoder(Encoder):
         return features
 
 
-@dataclass(frozen=True)
-class OpenClipTokenizer:
-    """Text to open_clip's token numbers ``[context_length]``. Holds names only, so that it travels to workers."""
-
-    architecture: str
-
-    def __call__(self, text: str) -> Tensor:
-        tokens: Tensor = _tokenizer(self.architecture)(text)[0]
-        return tokens
-
-
 class OpenClipTextEncoder(Encoder):
-    """The text tower of an open_clip architecture with its tokenizer, with random weights.
+    """The text tower of a model of open_clip's with its tokenizer: its own or Hugging Face's, random or pretrained weights.
 
     Args:
-        embed_dim: Width of the embedding space; a linear head leads from the tower's output to it.
-        architecture: A name that ``open_clip.list_models()`` gives.
-        **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
+        embed_dim: Width of the embedding space; a linear head leads from the tower's output to it, and with ``projection:
+            false`` the tower's output is the embedding.
+        architecture: A name that ``open_clip.list_models()`` gives, by default ViT-B-32; or a config as under ``model_cfg``.
+        pretrained: A tag of the architecture, ``local-dir:DIR`` or ``hf-hub:ORG/REPO``; null for random weights. A model that
+            is loaded again does not need it.
+        files: The tokenizer's, as a model folder keeps them.
+        **head: ``batch_norm``, ``head_width``, ``projection``, ``lora``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
     kind = "text"
 
-    def __init__(self, embed_dim: int, architecture: str = "ViT-B-32", **head: Any) -> None:
-        tower = create_towers(architecture).text
-        super().__init__(embed_dim, output_width(tower), {"architecture": architecture}, **head)
-        self.tower = tower
+    def __init__(
+        self,
+        embed_dim: int,
+        architecture: str | dict[str, Any] | None = None,
+        pretrained: str | None = None,
+        files: dict[str, str] | None = None,
+        **head: Any,
+    ) -> None:
+        # Text has no preprocess_cfg; of a bare weights file none is asked for.
+        source = find_source(architecture, pretrained, preprocess={})
+        settings: dict[str, Any] = {"architecture": architecture or "ViT-B-32"}
+        if pretrained is not None or not isinstance(architecture, str | None):
+            settings = {"architecture": half_config(source.model, "text_cfg")}
+        super().__init__(embed_dim, source.model["embed_dim"], settings, **head)
+        self.model_config = source.model
+        self.files = dict(files) if files else text_files(source)
+        self.tower = text_tower(source.model, self.files)
+        if pretrained is not None:
+            load_pretrained(self.tower, source, "text")
+        text = source.model["text_cfg"]
+        self.length: int = text.get("context_length", 77)
+        self.tokenizer = OpenClipTokenizer(json.dumps(text), tuple(sorted(self.files.items())))
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
-        return OpenClipTokenizer(self.settings["architecture"])
+        return self.tokenizer
 
     def empty(self, n: int) -> Tensor:
-        return torch.zeros(n, self.tower.context_length, dtype=torch.int64)
+        return torch.zeros(n, self.length, dtype=torch.int64)
 
     def features(self, inputs: Tensor) -> Tensor:
         features: Tensor = self.tower(inputs)
         return features
 
-
-_TOKENIZERS: dict[str, Any] = {}
-
-
-def _tokenizer(architecture: str) -> Any:
-    """open_clip's tokenizer, made once per process: its vocabulary takes a second to unpack."""
-    if architecture not in _TOKENIZERS:
-        import open_clip
-
-        _TOKENIZERS[architecture] = open_clip.get_tokenizer(architecture)
-    return _TOKENIZERS[architecture]
+    def layers(self) -> list[list[nn.Parameter]]:
+        return tower_layers(self.tower)

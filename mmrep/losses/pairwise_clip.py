@@ -109,6 +109,12 @@ class PairwiseCLIPLoss(ScaledLoss, RowLoss):
             for pair, both in selections.items()
         }
 
+    @torch.no_grad()
+    def pair_scalars(self, a: str, b: str) -> tuple[Tensor, Tensor | None]:
+        """``logit_scale`` and ``logit_bias`` (None in the softmax form) of one pair, scalars."""
+        bias = self._of_pair(self.logit_bias, a, b) if self.form == "sigmoid" else None
+        return self._of_pair(self.logit_scale, a, b), bias
+
     def _of_pair(self, values: Tensor, a: str, b: str) -> Tensor:
         """The pair's own scale or bias; for a pair that is not trained, the mean over those that are."""
         if self._places is None:

@@ -17,7 +17,7 @@ from mmrep.errors import CheckpointError, LossError, check_choice
 from mmrep.evaluation.embeddings import EmbeddingCollector
 from mmrep.evaluation.geometry import geometry
 from mmrep.evaluation.retrieval import retrieve
-from mmrep.interop.load import CONFIG_KEY
+from mmrep.interop.load import CONFIG_KEY, FILES_KEY
 from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
@@ -135,7 +135,7 @@ class ContrastiveModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CONFIG_KEY] = self.model.config()
+        checkpoint[CONFIG_KEY], checkpoint[FILES_KEY] = self.model.config(), self.model.files()
         checkpoint[SEED_KEY] = self._random_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
