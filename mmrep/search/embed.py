@@ -1,0 +1,249 @@
+"""`EmbeddingJob`: shards -> embeddings on disk, a file or folder per shard, by one process or many."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmrep.batch import Batch
+from mmrep.data.dataset import ShardDataset, make_loader
+from mmrep.data.index import Index, Shard
+from mmrep.data.reader import Samples
+from mmrep.errors import ConfigError, DataError, Fault, MmrepError, check_choice, did_you_mean
+from mmrep.evaluation.embeddings import embed_loader
+from mmrep.model import MultimodalModel
+from mmrep.search.manifest import (
+    NAME,
+    Manifest,
+    ShardRecord,
+    Source,
+    config_digest,
+    file_record,
+    model_digest,
+    parse_record,
+    read_json,
+    relative_place,
+    write_json,
+)
+from mmrep.search.row_files import FORMATS, ShardRows, check_installed
+
+ROWS, MODEL = "rows", "model"
+"""Below the folder: the embeddings, and the model."""
+
+
+class EmbeddingJob:
+    """One process's share of embedding the shards of some splits.
+
+    A shard is finished when its record ``rows/SHARD.json`` is there, which is written last. Finished shards are kept, others
+    are done anew: the job may be stopped at any time, started again, and run by many processes. The process that finds all
+    shards finished writes their records into manifest.json.
+
+    Args:
+        model: The model; it is stored in the folder too.
+        index: Of the shards.
+        out: The folder.
+        data: Where the index is, to be found again from the folder.
+        splits: Which; all by default.
+        modalities: Which; all of the model's by default.
+        file_format: ``npy`` or ``parquet``.
+        worker, workers: Which share of the shards is this process's, out of how many.
+
+    Raises:
+        ConfigError: If the folder holds embeddings of another model, other data or another choice, or something else.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        index: Index,
+        out: Path,
+        *,
+        data: str,
+        splits: Sequence[str] | None = None,
+        modalities: Sequence[str] | None = None,
+        file_format: str = "npy",
+        worker: int = 0,
+        workers: int = 1,
+    ) -> None:
+        check_choice("--format", file_format, FORMATS)
+        check_installed(file_format)
+        if not 0 <= worker < workers:
+            raise ConfigError(f"share {worker} of {workers}", fix="--shard-index counts from 0 to --num-shards - 1")
+        self.model, self.index, self.out = model, index, out
+        self.encoders = {name: model.by_modality[name] for name in _known(modalities, model)}
+        chosen = list(splits or index.splits)
+        shards = {shard.name: shard for split in chosen for shard in index.split(split)}
+        self.source = Source(
+            model_config=config_digest(model),
+            model=model_digest(model),
+            modalities={name: encoder.kind for name, encoder in self.encoders.items()},
+            embed_dim=model.embed_dim,
+            normalize=model.normalize,
+            fingerprint=index.fingerprint,
+            splits=chosen,
+            shards=list(shards),
+            file_format=file_format,
+        )
+        self._prepare(Manifest(self.source, relative_place(data, out)))
+        mine = list(shards.values())[worker::workers]
+        self.pending = [shard for shard in mine if not self._is_finished(shard.name)]
+        self.kept = len(mine) - len(self.pending)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that are to be embedded."""
+        return sum(shard.samples for shard in self.pending)
+
+    def run(
+        self, *, batch_size: int = 256, num_workers: int = 0, advance: Callable[[int], None] | None = None
+    ) -> list[Fault]:
+        """Embed what is pending, a shard at a time.
+
+        Args:
+            batch_size: Samples embedded at once; a batch may reach over several shards.
+            num_workers: Loader processes.
+            advance: Called with the number of samples done.
+
+        Returns:
+            The samples that could not be used; they are in the records too.
+        """
+        found: list[Fault] = []
+        filled = [shard for shard in self.pending if shard.samples]
+        for shard in self.pending:
+            if not shard.samples:
+                self._write(shard, self._empty(), [])
+        for number, pieces in groupby(self._pieces(filled, batch_size, num_workers), key=lambda piece: piece[0]):
+            faults: list[Fault] = []
+            numbers: list[int] = []
+            embeddings = embed_loader(self.model, _noting(pieces, numbers, faults), advance=advance)
+            rows = {name: rows.numpy() for name, rows in embeddings.rows.items()}
+            present = {name: mask.numpy() for name, mask in embeddings.present.items()}
+            self._write(filled[number], ShardRows(embeddings.keys, numbers, rows, present), faults)
+            found += faults
+        return found
+
+    def finish(self) -> Manifest | None:
+        """Write the whole manifest, if the shards of all processes are finished; None if they are not."""
+        records = [self._record(name) for name in self.source.shards]
+        done = [record for record in records if record is not None and record.sizes_fit(self.out)]
+        if len(done) < len(records):
+            return None
+        manifest = replace(Manifest.load(self.out), shards=done)
+        if manifest != Manifest.load(self.out):
+            manifest.save(self.out)
+        for left in (self.out / ROWS).rglob("*.part"):  # of processes that were killed
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        return manifest
+
+    def _prepare(self, manifest: Manifest) -> None:
+        """Make the folder this job's, or see that it is already."""
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError("not a folder", where=self.out, fix="choose another --out")
+        if not (self.out / NAME).exists():
+            if self.out.exists() and any(self.out.iterdir()):
+                raise ConfigError(
+                    "the folder exists and holds no embeddings", where=self.out, fix="choose another --out"
+                )
+            self.out.mkdir(parents=True, exist_ok=True)
+            manifest.save(self.out)
+        Manifest.load(self.out).source.check(self.source, self.out)
+        if not (self.out / MODEL / "config.json").exists():
+            self.model.save_pretrained(self.out / MODEL)
+
+    def _is_finished(self, name: str) -> bool:
+        record = self._record(name)
+        return record is not None and record.digests_fit(self.out)
+
+    def _record(self, name: str) -> ShardRecord | None:
+        path = _record_path(self.out, name)
+        if not path.is_file():
+            return None
+        try:
+            record = parse_record(read_json(path))
+        except (DataError, KeyError, TypeError, AttributeError):
+            return None  # it is made anew
+        return record if record.source == self.source.digest and record.name == name else None
+
+    def _write(self, shard: Shard, rows: ShardRows, faults: Sequence[Fault]) -> None:
+        path = rows_path(self.out, shard.name)
+        _record_path(self.out, shard.name).unlink(missing_ok=True)
+        files = FORMATS[self.source.file_format].write(path, rows)
+        record = ShardRecord(
+            name=shard.name,
+            source=self.source.digest,
+            rows=len(rows.keys),
+            present={name: int(mask.sum()) for name, mask in rows.present.items()},
+            files={file.relative_to(self.out).as_posix(): file_record(file) for file in files},
+            faults=[
+                {"key": fault.key, "modality": fault.modality, "reason": fault.reason, "detail": fault.detail}
+                for fault in faults
+            ],
+        )
+        write_json(_record_path(self.out, shard.name), asdict(record))
+
+    def _empty(self) -> ShardRows:
+        none = {name: np.zeros((0, self.model.embed_dim), np.float32) for name in self.encoders}
+        return ShardRows([], [], none, {name: np.zeros(0, bool) for name in none})
+
+    def _pieces(self, shards: Sequence[Shard], batch_size: int, num_workers: int) -> Iterator[tuple[int, int, Batch]]:
+        """The batches of all shards, cut where a shard ends: the shard's place, the first sample's number in it, the piece."""
+        if not shards:
+            return
+        samples = Samples(replace(self.index, splits={"pending": [shard.name for shard in shards]}), "pending")
+        dataset = ShardDataset(samples, self.encoders, global_batch_size=batch_size, replace=True)
+        ends = np.cumsum([shard.samples for shard in shards])
+        first = 0
+        for batch in make_loader(dataset, self.encoders, num_workers=num_workers):
+            last = min(first + len(batch), int(ends[-1]))  # behind it is padding
+            start = first
+            while start < last:
+                place = int(np.searchsorted(ends, start, side="right"))
+                stop = min(last, int(ends[place]))
+                begin = int(ends[place]) - shards[place].samples
+                yield place, start - begin, _cut(batch, slice(start - first, stop - first), shards[place].name)
+                start = stop
+            first += len(batch)
+
+
+def rows_path(folder: Path, shard: str) -> Path:
+    """Where the rows of a shard are, without a suffix."""
+    return folder / ROWS / shard
+
+
+def _record_path(folder: Path, shard: str) -> Path:
+    return folder / ROWS / f"{shard}.json"
+
+
+def _known(chosen: Sequence[str] | None, model: MultimodalModel) -> list[str]:
+    for name in chosen or ():
+        if name not in model.modalities:
+            raise MmrepError(f"the model has no modality '{name}'", fix=did_you_mean(name, model.modalities))
+    return [name for name in model.modalities if chosen is None or name in chosen]
+
+
+def _cut(batch: Batch, part: slice, shard: str) -> Batch:
+    """Some samples of a batch, all of one shard, without their labels."""
+    inputs = {}
+    for name, tensor in batch.inputs.items():
+        assert isinstance(tensor, torch.Tensor), "in evaluation a sample comes once"
+        inputs[name] = tensor[part]
+    return Batch(
+        inputs,
+        {name: mask[part] for name, mask in batch.present.items()},
+        batch.keys[part],
+        faults=[fault for fault in batch.faults if fault.shard == shard],
+    )
+
+
+def _noting(pieces: Iterator[tuple[int, int, Batch]], numbers: list[int], faults: list[Fault]) -> Iterator[Batch]:
+    """The pieces of one shard; their samples' numbers and faults are noted in passing."""
+    for _, first, piece in pieces:
+        numbers += [first + place for place, key in enumerate(piece.keys) if key]
+        faults += piece.faults
+        yield piece

@@ -1,0 +1,248 @@
+"""`EmbeddingIndex`: the samples of a folder that `EmbeddingJob` wrote, found by any modality or several."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrep.errors import ConfigError, DataError, MmrepError, check_choice, did_you_mean
+from mmrep.model import MultimodalModel
+from mmrep.progress import progress
+from mmrep.search import faiss_index
+from mmrep.search.embed import MODEL, rows_path
+from mmrep.search.linear_rule import linear_queries
+from mmrep.search.manifest import AGAIN, Manifest, model_digest
+from mmrep.search.row_files import FORMATS, check_installed
+from mmrep.search.top_k import RunningTopK
+
+TILE = 8192
+"""Rows that are read and scored at a time."""
+QUERIES = 64
+"""Queries that are scored at a time."""
+EXACT_ROWS = 1_000_000
+"""Up to so many candidates are all scored; of more, an approximate index chooses which."""
+SPARE = 4
+"""Times k: candidates that are taken from an approximate index to be scored."""
+METHODS = ("auto", "exact", "approximate")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A sample that was found.
+
+    Attributes:
+        score: By the model's rule.
+        key, shard: Whose.
+        number: Its place in the shard.
+    """
+
+    score: float
+    key: str
+    shard: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a search gave.
+
+    Attributes:
+        hits: For each query, best first.
+        method: ``exact``, or ``faiss`` where only the candidates of its cells were scored.
+        note: Why not the method that was asked for.
+    """
+
+    hits: list[list[Hit]]
+    method: str
+    note: str = ""
+
+
+class EmbeddingIndex:
+    """Embeddings on disk and the model that made them. Rows are mapped and read in tiles; memory does not grow with them.
+
+    Example:
+        >>> index = EmbeddingIndex.load("embeddings/emoji")
+        >>> rows = index.model.encode(text=["a red apple"])
+        >>> index.search(rows, target="image", k=10).hits[0][0].key
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, model: MultimodalModel) -> None:
+        self.folder, self.manifest, self.model = folder, manifest, model
+        self._files = FORMATS[manifest.source.file_format]
+        self._starts = [0]
+        for record in manifest.shards:
+            self._starts.append(self._starts[-1] + record.rows)
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, *, device: torch.device | str = "cpu", classes: Mapping[str, type] | None = None
+    ) -> EmbeddingIndex:
+        """Open a folder.
+
+        Args:
+            folder: That `mmrep embed` wrote.
+            device: Where queries are embedded and candidates scored.
+            classes: Encoders and losses of your own that the model uses, by name.
+
+        Raises:
+            MmrepError: If it is not whole, or its model is not the one that made the embeddings.
+        """
+        folder = Path(folder)
+        manifest = Manifest.load(folder)
+        if not manifest.complete:
+            raise DataError("the embedding is not finished", where=folder, fix=AGAIN)
+        if broken := [record.name for record in manifest.shards if not record.sizes_fit(folder)]:
+            raise DataError(
+                f"{len(broken)} of {len(manifest.shards)} shards' embeddings are gone or cut short, the first: {broken[0]}",
+                where=folder,
+                fix=AGAIN,
+            )
+        check_choice("format", manifest.source.file_format, FORMATS)
+        check_installed(manifest.source.file_format)
+        model = MultimodalModel.from_pretrained(folder / MODEL, classes)
+        if model_digest(model) != manifest.source.model:
+            raise DataError(
+                "the model is not the one that made the embeddings", where=folder / MODEL, fix="embed into a new folder"
+            )
+        return cls(folder, manifest, model.to(device))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that were embedded: what can be searched for."""
+        return tuple(self.manifest.source.modalities)
+
+    def count(self, target: str) -> int:
+        """How many samples have a modality."""
+        return sum(record.present.get(target, 0) for record in self.manifest.shards)
+
+    def tiles(self, target: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows of a modality in order: numbers int64 ``[n]`` and rows ``[n, D]``, those of a tile at a time."""
+        width = self.manifest.source.embed_dim
+        for first, record in zip(self._starts, self.manifest.shards, strict=False):
+            path = rows_path(self.folder, record.name)
+            for numbers, rows in self._files.tiles(path, target, record.rows, width, TILE):
+                tensor = torch.tensor(rows)  # a copy: a mapped file is read only
+                if not bool(tensor.isfinite().all()):
+                    raise DataError(f"rows of '{target}' hold NaN or infinity", where=path, fix=AGAIN)
+                yield torch.from_numpy(numbers) + first, tensor
+
+    @torch.inference_mode()
+    def search(self, given: Mapping[str, Tensor], *, target: str, k: int = 10, method: str = "auto") -> Answers:
+        """The samples whose ``target`` fits what is given best, by the rule that the model was trained with.
+
+        Args:
+            given: One or more other modalities, ``{modality: [Q, D]}``, as `MultimodalModel.encode` gives.
+            target: Modality of the candidates.
+            k: How many; fewer are found where there are fewer.
+            method: ``exact`` scores every candidate. ``approximate`` scores those that a faiss index chooses, which needs
+                faiss and a rule that is linear in the candidate; it is exact where that is not so. ``auto`` is exact up to
+                a million candidates.
+
+        Raises:
+            MmrepError: On an unknown modality, queries that do not fit, or a case that the loss cannot score.
+        """
+        queries = self._check(given, target, k)
+        check_choice("method", method, METHODS)
+        self._score(target, given, queries.new_ones(1, queries.shape[1]))  # an impossible case fails before the work
+        if method == "approximate" or (method == "auto" and self.count(target) > EXACT_ROWS):
+            found, note = self._approximate(given, target, k)
+            if found is not None:
+                return Answers(found, "faiss")
+            return Answers(self._exact(given, target, k), "exact", note)
+        return Answers(self._exact(given, target, k), "exact")
+
+    def _check(self, given: Mapping[str, Tensor], target: str, k: int) -> Tensor:
+        if target not in self.modalities:
+            raise MmrepError(
+                f"no '{target}' was embedded", where=self.folder, fix=did_you_mean(target, self.modalities)
+            )
+        if k < 1:
+            raise ConfigError(f"k={k}", fix="ask for at least one")
+        if not given:
+            raise MmrepError(f"nothing is given to find '{target}' by")
+        shapes = {name: tuple(rows.shape) for name, rows in given.items()}
+        first = next(iter(given.values()))
+        if len(set(shapes.values())) > 1 or first.ndim != 2 or first.shape[1] != self.manifest.source.embed_dim:
+            raise MmrepError(f"queries of shapes {shapes}", fix=f"give [Q, {self.manifest.source.embed_dim}] each")
+        if bad := [name for name, rows in given.items() if not bool(rows.isfinite().all())]:
+            raise MmrepError(f"queries of {bad} hold NaN or infinity")
+        if not self.count(target):
+            raise MmrepError(f"no sample has '{target}'", where=self.folder)
+        return first
+
+    def _score(self, target: str, given: Mapping[str, Tensor], candidates: Tensor) -> Tensor:
+        device = next(self.model.parameters()).device
+        moved = {name: rows.to(device) for name, rows in given.items()}
+        return self.model.score(target=target, candidates=candidates.to(device), given=moved).cpu()
+
+    def _exact(self, given: Mapping[str, Tensor], target: str, k: int) -> list[list[Hit]]:
+        count = len(next(iter(given.values())))
+        parts = [slice(first, first + QUERIES) for first in range(0, count, QUERIES)]
+        best = [RunningTopK(min(part.stop, count) - part.start, min(k, self.count(target))) for part in parts]
+        for numbers, rows in self.tiles(target):
+            for part, running in zip(parts, best, strict=True):
+                scores = self._score(target, {name: given[name][part] for name in given}, rows)
+                if not bool(scores.isfinite().all()):
+                    raise MmrepError("scores are NaN or infinite", where=self.folder)
+                running.add(scores, numbers)
+        return [hits for running in best for hits in self._hits(*running.result())]
+
+    def _approximate(self, given: Mapping[str, Tensor], target: str, k: int) -> tuple[list[list[Hit]] | None, str]:
+        """Hits, or why there are none of this kind."""
+        rule = type(self.model.loss).__name__
+        if not faiss_index.faiss_installed():
+            return None, "faiss is not installed (pip install 'mmrep[search]'): every candidate was scored"
+        sample = next(rows for _, rows in self.tiles(target) if len(rows))[:256]
+        queries = linear_queries(lambda candidates: self._score(target, given, candidates), sample)
+        if queries is None:
+            return None, f"the rule of {rule} is not linear in the candidate: every candidate was scored"
+        if not faiss_index.is_built(self.folder, target):
+            self._build(target)
+        numbers, rows = faiss_index.nearest(self.folder, target, queries, min(SPARE * k, self.count(target)))
+        hits = []
+        for query, (known, candidates) in enumerate(zip(numbers, rows, strict=True)):
+            known, order = known[known >= 0].sort()  # ties by number, as everywhere
+            candidates = candidates[: len(known)][order]
+            running = RunningTopK(1, k)
+            if len(known):
+                one = {name: rows[query : query + 1] for name, rows in given.items()}
+                running.add(self._score(target, one, candidates), known)
+            hits += self._hits(*running.result())
+        return hits, ""
+
+    def _build(self, target: str) -> None:
+        rows = self.count(target)
+        show: Any = progress(f"building index-{target}.faiss", 2 * rows, "rows") if rows > TILE else nullcontext()
+        with show as advance:
+
+            def tiles() -> Iterator[tuple[Tensor, Tensor]]:
+                for numbers, part in self.tiles(target):
+                    yield numbers, part
+                    if advance is not None:
+                        advance(len(part))
+
+            faiss_index.build(self.folder, target, tiles, rows=rows, width=self.manifest.source.embed_dim)
+
+    def _hits(self, scores: Tensor, numbers: Tensor) -> Iterator[list[Hit]]:
+        for line, row in zip(scores.tolist(), numbers.tolist(), strict=True):
+            yield [self._hit(score, number) for score, number in zip(line, row, strict=True) if number >= 0]
+
+    def _hit(self, score: float, number: int) -> Hit:
+        place = bisect.bisect_right(self._starts, number) - 1
+        shard = self.manifest.shards[place].name
+        keys, numbers = self._samples(shard)
+        row = number - self._starts[place]
+        return Hit(score, keys[row], shard, numbers[row])
+
+    def _samples(self, shard: str) -> tuple[list[str], list[int]]:
+        return self._files.samples(rows_path(self.folder, shard))

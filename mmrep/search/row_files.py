@@ -1,0 +1,195 @@
+"""How the rows of a shard lie on disk: one Parquet file, or a folder of .npy files that can be mapped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmrep.errors import ConfigError, DataError
+from mmrep.search.manifest import AGAIN
+
+ROW_GROUP = 4096
+"""Rows of a Parquet file that are read at a time."""
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The embeddings of one shard.
+
+    Attributes:
+        keys: Of the samples, ``[N]``.
+        numbers: Places of the samples in the shard; broken ones are missing.
+        rows: Modality -> fp32 ``[N, D]``.
+        present: Modality -> bool ``[N]``.
+    """
+
+    keys: list[str]
+    numbers: list[int]
+    rows: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+
+
+class RowFormat(Protocol):
+    """A way to store `ShardRows` below a path without a suffix."""
+
+    def write(self, path: Path, shard: ShardRows) -> list[Path]:
+        """Write beside and rename; gives the files."""
+
+    def tiles(
+        self, path: Path, modality: str, rows: int, width: int, tile: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The rows that are there, in order: their numbers int64 ``[n]`` in the file, and themselves ``[n, D]``.
+
+        Args:
+            path: As it was written.
+            modality: Whose rows.
+            rows, width: What the file must have.
+            tile: Rows of the file that are read at a time.
+
+        Raises:
+            DataError: If the file is broken.
+        """
+
+    def samples(self, path: Path) -> tuple[list[str], list[int]]:
+        """Keys and numbers."""
+
+
+class ParquetRows:
+    """``NAME.parquet``: columns key, number, and per modality a fixed-size list of floats, null where it is absent."""
+
+    def write(self, path: Path, shard: ShardRows) -> list[Path]:
+        pa, pq = _pyarrow()
+        columns = {"key": pa.array(shard.keys, pa.string()), "number": pa.array(shard.numbers, pa.int64())}
+        for name, rows in shard.rows.items():
+            flat = pa.array(np.ascontiguousarray(rows, np.float32).ravel())
+            absent = pa.array(~shard.present[name])
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1], mask=absent)
+        final = _suffixed(path, ".parquet")
+        with _beside(final) as part:
+            # Floats neither compress nor repeat; checksums find a flipped bit when the page is read.
+            pq.write_table(
+                pa.table(columns),
+                part,
+                row_group_size=ROW_GROUP,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+            )
+        return [final]
+
+    def tiles(
+        self, path: Path, modality: str, rows: int, width: int, tile: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        final, first = _suffixed(path, ".parquet"), 0
+        with _reading(final):
+            for batch in _parquet(final).iter_batches(batch_size=tile, columns=[modality]):
+                column = batch.column(0)
+                there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+                values = column.flatten().to_numpy(zero_copy_only=False)  # of those that are there
+                yield first + there, values.reshape(len(there), width)
+                first += len(batch)
+            if first != rows:
+                raise ValueError(f"{first} rows in place of {rows}")
+
+    def samples(self, path: Path) -> tuple[list[str], list[int]]:
+        final = _suffixed(path, ".parquet")
+        with _reading(final):
+            table = _parquet(final).read(columns=["key", "number"])
+            return table["key"].to_pylist(), table["number"].to_pylist()
+
+
+class NpyRows:
+    """``NAME/``: per modality ``M.npy`` fp32 ``[N, D]`` and ``M.present.npy`` bool ``[N]``; samples.json has keys and numbers."""
+
+    def write(self, path: Path, shard: ShardRows) -> list[Path]:
+        with _beside(path) as part:
+            part.mkdir()
+            for name, rows in shard.rows.items():
+                np.save(part / f"{name}.npy", np.ascontiguousarray(rows, np.float32))
+                np.save(part / f"{name}.present.npy", shard.present[name])
+            samples = {"keys": shard.keys, "numbers": shard.numbers}
+            text = json.dumps(samples, ensure_ascii=False)
+            (part / "samples.json").write_text(text, encoding="utf-8", errors="replace")
+            shutil.rmtree(path, ignore_errors=True)  # what a damaged earlier run left
+        return sorted(path.iterdir())
+
+    def tiles(
+        self, path: Path, modality: str, rows: int, width: int, tile: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        with _reading(path / f"{modality}.npy"):
+            values = np.load(path / f"{modality}.npy", mmap_mode="r", allow_pickle=False)
+            present = np.load(path / f"{modality}.present.npy", allow_pickle=False)
+            if values.shape != (rows, width) or values.dtype != np.float32 or present.shape != (rows,):
+                raise ValueError(f"{values.dtype} {values.shape} in place of float32 {(rows, width)}")
+            for first in range(0, rows, tile):
+                there = np.flatnonzero(present[first : first + tile])
+                yield first + there, np.asarray(values[first : first + tile])[there]
+
+    def samples(self, path: Path) -> tuple[list[str], list[int]]:
+        with _reading(path / "samples.json"):
+            content = json.loads((path / "samples.json").read_text(encoding="utf-8"))
+            return content["keys"], content["numbers"]
+
+
+FORMATS: dict[str, RowFormat] = {"npy": NpyRows(), "parquet": ParquetRows()}
+
+
+def check_installed(file_format: str) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        ConfigError: If a format needs what is not installed.
+    """
+    if file_format == "parquet":
+        _pyarrow()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("Parquet needs pyarrow", fix="pip install 'mmrep[search]', or --format npy") from error
+    return pyarrow, pyarrow.parquet
+
+
+def _parquet(path: Path) -> Any:
+    _, pq = _pyarrow()
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
+def _suffixed(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A path to write, which takes the place of ``path`` when all went well; unique, for many processes may write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What a broken file raises, in one line. pyarrow's errors are ValueErrors, OSErrors and KeyErrors."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"broken embeddings ({reason[:120]})", where=path, fix=AGAIN) from error
