@@ -52,7 +52,78 @@ class FixedWaveform:
         return F.pad(changed, (int(torch.randint(0, self.rate // 8, (1,))), 0))
 
 
-class MelAudioEncoder(Encoder):
+class LogMel(MelSpectrogram):
+    """Waveforms int16 ``[B, T]`` to log-mel spectrograms ``[B, mels, frames]`` of mean 0 and deviation 1, 50 frames a second.
+
+    Args:
+        rate: Of the waveforms, in Hz.
+        mels: Bands.
+    """
+
+    def __init__(self, rate: int, mels: int) -> None:
+        super().__init__(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 50, n_mels=mels)
+
+    def forward(self, waveform: Tensor, masked: bool = False) -> Tensor:
+        """Without gradients; ``masked`` blanks a random band and a random stretch of each clip."""
+        # Power spectra overflow half precision.
+        with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
+            samples = waveform.float() / 32768
+            mel = (super().forward(samples / (samples.std(dim=1, keepdim=True) + 1e-3)) + 1e-4).log()
+            mel = (mel - mel.mean(dim=(1, 2), keepdim=True)) / (mel.std(dim=(1, 2), keepdim=True) + 1e-5)
+            if masked:
+                mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[1] // 5, 0.0, axis=2)[:, 0]
+                mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[2] // 8, 0.0, axis=3)[:, 0]
+        return mel
+
+
+class MelEncoder(Encoder):
+    """Base of the encoders over log-mel spectrograms, which are made on the device.
+
+    Args:
+        embed_dim, feature_dim: See `mmrep.encoders.base.Encoder`.
+        settings: The subclass's own arguments, those below apart.
+        seconds: Clips are cut or padded to this length.
+        rate: In Hz; clips of another rate are resampled.
+        mels: Bands of the spectrogram.
+        augment: Whether training varies speed, loudness and start, and masks bands and stretches of the spectrogram.
+        random_window: Whether training takes a random window of a clip that is longer than ``seconds``, and not its start.
+        **head: See `mmrep.encoders.base.Encoder`.
+    """
+
+    kind = "audio"
+
+    def __init__(
+        self,
+        embed_dim: int,
+        feature_dim: int,
+        settings: dict[str, Any],
+        *,
+        seconds: float,
+        rate: int,
+        mels: int,
+        augment: bool,
+        random_window: bool,
+        **head: Any,
+    ) -> None:
+        common = {"seconds": seconds, "rate": rate, "mels": mels, "augment": augment, "random_window": random_window}
+        super().__init__(embed_dim, feature_dim, {**common, **settings}, **head)
+        self.rate, self.length = rate, round(seconds * rate)
+        self.augment, self.random_window = augment, random_window
+        self.mel = LogMel(rate, mels)
+
+    def transform(self, train: bool) -> Callable[[Any], Any]:
+        return FixedWaveform(self.rate, self.length, train and self.augment, train and self.random_window)
+
+    def empty(self, n: int) -> Tensor:
+        return torch.zeros(n, self.length, dtype=torch.int16)
+
+    def spectrogram(self, inputs: Tensor) -> Tensor:
+        """Waveforms ``[B, length]`` to ``[B, mels, frames]``, masked at random in training."""
+        spectrogram: Tensor = self.mel(inputs, self.training and self.augment)
+        return spectrogram
+
+
+class MelAudioEncoder(MelEncoder):
     """Log-mel spectrogram, made on the device, and convolutions over time; mean and maximum over the clip.
 
     Args:
@@ -66,8 +137,6 @@ class MelAudioEncoder(Encoder):
         **head: ``batch_norm``, ``head_width``, ``views``: see `mmrep.encoders.base.Encoder`.
     """
 
-    kind = "audio"
-
     def __init__(
         self,
         embed_dim: int,
@@ -79,31 +148,13 @@ class MelAudioEncoder(Encoder):
         random_window: bool = False,
         **head: Any,
     ) -> None:
-        settings = {"seconds": seconds, "rate": rate, "mels": mels, "width": width}
-        settings |= {"augment": augment, "random_window": random_window}
-        super().__init__(embed_dim, 2 * width, settings, **head)
-        self.rate, self.length = rate, round(seconds * rate)
-        self.augment, self.random_window = augment, random_window
-        self.mel = MelSpectrogram(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 50, n_mels=mels)
+        front = {"seconds": seconds, "rate": rate, "mels": mels, "augment": augment, "random_window": random_window}
+        super().__init__(embed_dim, 2 * width, {"width": width}, **front, **head)
         layers: list[nn.Module] = []
         for before in (mels, width, width):
             layers += [nn.Conv1d(before, width, 5, stride=2, padding=2), nn.GroupNorm(8, width), nn.GELU()]
         self.backbone = nn.Sequential(*layers)
 
-    def transform(self, train: bool) -> Callable[[Any], Any]:
-        return FixedWaveform(self.rate, self.length, train and self.augment, train and self.random_window)
-
-    def empty(self, n: int) -> Tensor:
-        return torch.zeros(n, self.length, dtype=torch.int16)
-
     def features(self, inputs: Tensor) -> Tensor:
-        # Power spectra overflow half precision.
-        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-            waveform = inputs.float() / 32768
-            mel = (self.mel(waveform / (waveform.std(dim=1, keepdim=True) + 1e-3)) + 1e-4).log()
-            mel = (mel - mel.mean(dim=(1, 2), keepdim=True)) / (mel.std(dim=(1, 2), keepdim=True) + 1e-5)
-            if self.training and self.augment:
-                mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[1] // 5, 0.0, axis=2)[:, 0]
-                mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[2] // 8, 0.0, axis=3)[:, 0]
-        over_time = self.backbone(mel)
+        over_time = self.backbone(self.spectrogram(inputs))
         return torch.cat([over_time.mean(dim=2), over_time.amax(dim=2)], dim=1)

@@ -1,0 +1,54 @@
+"""The layers of a network that does not name them itself, for learning rates that decay with depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+SEQUENCES = (nn.Sequential, nn.ModuleList)
+
+
+def layers_by_blocks(network: nn.Module) -> list[list[nn.Parameter]]:
+    """A network's parameters in groups from input to output, as its modules are registered.
+
+    Each entry of the outermost sequences (``nn.Sequential``, ``nn.ModuleList``) is a block and a group of its own; what lies
+    before, between or behind them is a group each.
+
+    Args:
+        network: Of any library, as long as it registers its modules in the order of use, as all common ones do.
+
+    Returns:
+        Groups that together hold each parameter once.
+    """
+    groups = [list(network.parameters(recurse=False))]  # positions and class tokens belong to the input
+    after_block = False
+    for part, is_block in _parts(network):
+        if is_block or after_block:
+            groups.append([])
+        groups[-1] += part.parameters()
+        after_block = is_block
+    return _each_once(groups)
+
+
+def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """The blocks of a module, and what is not in one, in order."""
+    for child in module.children():
+        if isinstance(child, SEQUENCES):
+            yield from ((block, True) for block in child if any(True for _ in block.parameters()))
+        elif any(isinstance(inner, SEQUENCES) for inner in child.modules()):
+            yield nn.ParameterList(child.parameters(recurse=False)), False
+            yield from _parts(child)
+        else:
+            yield child, False
+
+
+def _each_once(groups: list[list[nn.Parameter]]) -> list[list[nn.Parameter]]:
+    """Without empty groups, and a tied parameter only where it comes first."""
+    seen: set[int] = set()
+    result = []
+    for group in groups:
+        fresh = [parameter for parameter in group if id(parameter) not in seen]
+        seen.update(map(id, fresh))
+        result += [fresh] if fresh else []
+    return result
