@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmrep.encoders.hub import fetch_from_hub, fetch_pretrained, online
 from mmrep.errors import CheckpointError, ConfigError, did_you_mean
 from mmrep.weights import load_weights, read_weights
 
@@ -94,26 +95,6 @@ def _local_folder(text: str) -> Path:
     return folder
 
 
-def fetch_from_hub(repository: str) -> Path:
-    """The folder of a repository at the Hugging Face hub, from its cache or the network: config, weights and tokenizer.
-
-    Raises:
-        CheckpointError: If it is in no cache and cannot be fetched.
-    """
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "files/**"]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
-    except Exception as error:  # offline, no such repository, no access: the hub's client has a dozen types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"cannot be fetched from the hub ({type(error).__name__}: {reason[:120]})",
-            where=repository,
-            fix="check the name and the network, or download the repository's files and give their folder",
-        ) from error
-
-
 def _from_folder(folder: Path, name: str, preprocess: Mapping[str, Any] | None) -> OpenClipSource:
     config = read_config(folder / CONFIG_FILE)
     found = next((folder / n for n in (*WEIGHT_FILES, *TORCH_FILES) if (folder / n).is_file()), None)
@@ -159,15 +140,7 @@ def _built_in(architecture: str, tag: str | None) -> OpenClipSource:
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         raise ConfigError(f"{architecture} has no pretrained '{tag}'", fix=did_you_mean(tag, tags))
-    try:
-        weights = Path(open_clip.download_pretrained(known))
-    except Exception as error:  # offline: of urllib, of the hub's client, or open_clip's own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"its weights cannot be fetched ({type(error).__name__}: {reason[:120]})",
-            where=f"{architecture}/{tag}",
-            fix=f"check the network, or put the files into a folder with {CONFIG_FILE} and give local-dir:DIR",
-        ) from error
+    weights = fetch_pretrained(known, f"{architecture}/{tag}")
     model = {**model, "quick_gelu": known.get("quick_gelu", False)}  # of the weights, whatever the architecture's name
     return OpenClipSource(
         _checked(model, architecture), _preprocess(model, known), weights, name=f"{architecture}/{tag}"
@@ -235,20 +208,20 @@ def text_files(source: OpenClipSource) -> dict[str, str]:
         from transformers import AutoConfig, AutoTokenizer
     except ImportError as error:
         raise ConfigError(f"{source.name} needs transformers", fix="pip install 'mmrep[hf]'") from error
+    options = {"trust_remote_code": False, "local_files_only": not online()}
     try:
         with tempfile.TemporaryDirectory() as made:
             if text.get("hf_tokenizer_name"):
                 place = source.folder or text["hf_tokenizer_name"]
-                AutoTokenizer.from_pretrained(place, trust_remote_code=False).save_pretrained(made)
+                AutoTokenizer.from_pretrained(place, **options).save_pretrained(made)
             files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(made).iterdir())}
         if text.get("hf_model_name"):
-            config = AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False).to_dict()
+            config = AutoConfig.from_pretrained(text["hf_model_name"], **options).to_dict()
             config.pop("auto_map", None)  # names code at the hub
             files["config.json"] = json.dumps(config)
     except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"the text tower's tokenizer or config cannot be had ({reason[:120]})",
+            "the text tower's tokenizer or config cannot be had",
             where=source.name,
             fix="put tokenizer.json into the model's folder, and let hf_model_name be a folder with config.json",
         ) from error

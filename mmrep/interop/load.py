@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrep.encoders.open_clip import CONFIG_FILE, HUB, LOCAL, fetch_from_hub, find_source
+from mmrep.encoders.hub import fetch_from_hub
+from mmrep.encoders.open_clip import CONFIG_FILE, HUB, LOCAL, find_source, read_config
 from mmrep.errors import CheckpointError
 from mmrep.interop.open_clip import from_open_clip
 from mmrep.model import MultimodalModel
@@ -114,8 +115,6 @@ def _load_file(
 
 
 def _stated(path: Path, config: str | Path | Mapping[str, Any]) -> Any:
-    from mmrep.encoders.open_clip import read_config
-
     content = dict(config) if isinstance(config, Mapping) else read_config(Path(config))
     if "model_cfg" not in content or "preprocess_cfg" not in content:
         raise CheckpointError(

@@ -1,0 +1,182 @@
+"""What `mmrep.load` must refuse, in one line and without running anything: malicious, broken and foreign checkpoints."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mmrep
+from mmrep.encoders import FeaturesEncoder
+from mmrep.errors import CheckpointError, ConfigError
+from mmrep.losses import PairwiseCLIPLoss
+from mmrep.model import MultimodalModel
+from tests.interop.open_clip_models import NATIVE, write_open_clip_folder
+
+
+class Evil:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def model_folder(folder: Path) -> Path:
+    encoders = {"a": FeaturesEncoder(4, size=3), "b": FeaturesEncoder(4, size=2)}
+    return MultimodalModel(encoders, PairwiseCLIPLoss()).save_pretrained(folder)
+
+
+def truncated(tmp: Path) -> str:
+    folder = model_folder(tmp / "m")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return str(folder)
+
+
+def oversized_header(tmp: Path) -> str:
+    folder = model_folder(tmp / "m")
+    (folder / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}")
+    return str(folder)
+
+
+def wrong_shapes(tmp: Path) -> str:
+    folder = model_folder(tmp / "m")
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: torch.zeros(*tensor.shape, 2) for name, tensor in weights.items()}
+    save_file(weights, folder / "model.safetensors")
+    return str(folder)
+
+
+def without(name: str) -> Callable[[Path], str]:
+    def make(tmp: Path) -> str:
+        folder = model_folder(tmp / "m")
+        (folder / name).unlink()
+        return str(folder)
+
+    return make
+
+
+def with_config(change: dict[str, Any] | str) -> Callable[[Path], str]:
+    def make(tmp: Path) -> str:
+        folder = model_folder(tmp / "m")
+        path = folder / "config.json"
+        path.write_text(change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **change}))
+        return str(folder)
+
+    return make
+
+
+def pickled(suffix: str, protocol: str = "torch") -> Callable[[Path], str]:
+    def make(tmp: Path) -> str:
+        path = tmp / f"evil{suffix}"
+        content = {"state_dict": {"x": torch.zeros(1)}, "hyper_parameters": Evil(tmp / "ran")}
+        if protocol == "torch":
+            torch.save(content, path)
+        else:
+            path.write_bytes(pickle.dumps(content))
+        return str(path)
+
+    return make
+
+
+def open_clip_with(name: str, evil: bool) -> Callable[[Path], str]:
+    def make(tmp: Path) -> str:
+        folder = write_open_clip_folder(tmp / "o", NATIVE)
+        weights = load_file(folder / "open_clip_model.safetensors")
+        (folder / "open_clip_model.safetensors").unlink()
+        if name:
+            torch.save({"state_dict": weights, **({"x": Evil(tmp / "ran")} if evil else {})}, folder / name)
+        return f"open_clip:local-dir:{folder}"
+
+    return make
+
+
+def empty_folder(tmp: Path) -> str:
+    (tmp / "empty").mkdir()
+    return str(tmp / "empty")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], str], str]] = {
+    "truncated safetensors": (truncated, "broken file"),
+    "a header that claims terabytes": (oversized_header, "broken file"),
+    "wrong shapes": (wrong_shapes, "belong to another config: encoders.a: 7 of another shape"),
+    "no config": (without("config.json"), "no model"),
+    "no weights": (without("model.safetensors"), "no model.safetensors"),
+    "a config that is no JSON": (with_config("{"), "broken file"),
+    "a config that is a list": (with_config("[1]"), "broken"),
+    "a config of another format": (with_config({"format": "mmrep-model-9"}), "this version reads mmrep-model-1"),
+    "a config that names code": (
+        with_config({"encoders": {"a": {"class": "os.system", "settings": {}}}}),
+        "names the class 'os.system'",
+    ),
+    "a config with files outside": (with_config({"files": {"a": ["../../../x"]}}), "no such file of the model's"),
+    "a pickled object in a .ckpt": (pickled(".ckpt"), "could run code.*convert it once: python -c"),
+    "a pickled object in a .pt": (pickled(".pt"), "could run code"),
+    "a plain pickle": (pickled(".ckpt", "pickle"), "could run code|not a whole checkpoint|not a safe"),
+    "a pickled object in an open_clip folder": (
+        open_clip_with("open_clip_pytorch_model.bin", True),
+        "could run code",
+    ),
+    "an open_clip folder without weights": (open_clip_with("", False), "no weights beside the config"),
+    "an empty folder": (empty_folder, "no model"),
+    "a hub id without a network": (lambda _: "some-org/some-model", "no network to fetch it from"),
+    "an open_clip tag without a network": (lambda _: "open_clip:ViT-B-32/laion2b_s34b_b79k", "no network to fetch it"),
+    "an open_clip hub id without a network": (lambda _: "open_clip:hf-hub:a/b", "no network to fetch it from"),
+    "nothing": (lambda tmp: str(tmp / "nothing" / "here"), "no model"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_cannot_be_loaded_is_one_clear_line(case: str, tmp_path: Path) -> None:
+    make, message = BROKEN[case]
+    source = make(tmp_path)
+    with pytest.raises((CheckpointError, ConfigError), match=message) as caught:
+        mmrep.load(source)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
+    assert not (tmp_path / "ran").exists(), "nothing of it was run"
+
+
+def test_weights_only_torch_files_of_open_clip_are_taken(tmp_path: Path) -> None:
+    """As older exports have them, with what DDP puts before every name."""
+    folder = write_open_clip_folder(tmp_path / "o", NATIVE)
+    want = mmrep.load(folder).encode(text=["a"])["text"]
+    weights = load_file(folder / "open_clip_model.safetensors")
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save({"state_dict": {f"module.{n}": t for n, t in weights.items()}, "epoch": 3}, folder / "model.pth")
+    assert torch.equal(mmrep.load(folder).encode(text=["a"])["text"], want)
+
+
+def test_the_conversion_that_is_advised_works(tmp_path: Path) -> None:
+    """A checkpoint with a path among its settings, as Lightning leaves them, becomes safetensors by the command given."""
+    import re
+    import subprocess
+    import sys
+
+    folder = write_open_clip_folder(tmp_path / "o", NATIVE)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    torch.save({"state_dict": weights, "hyper_parameters": {"folder": tmp_path}}, tmp_path / "old.ckpt")
+    with pytest.raises(CheckpointError) as caught:
+        mmrep.load(tmp_path / "old.ckpt", config=folder / "open_clip_config.json")
+    code = re.search(r'python -c "(.*)"$', str(caught.value))
+    assert code is not None
+    script = code[1].replace("FILE", str(tmp_path / "old.ckpt"))
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    again = mmrep.load(tmp_path / "weights.safetensors", config=folder / "open_clip_config.json")
+    assert torch.equal(again.encode(text=["a"])["text"], mmrep.load(folder).encode(text=["a"])["text"])
