@@ -1,12 +1,14 @@
-"""``mmrep eval``: a checkpoint on held-out shards, by zero-shot retrieval or a linear probe."""
+"""``mmrep eval``: a checkpoint on held-out shards, by zero-shot retrieval or classification, or by a probe."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrep.cli import classification, probe
 from mmrep.errors import ConfigError
 from mmrep.progress import progress
 
@@ -14,24 +16,36 @@ from mmrep.progress import progress
 def run(arguments: list[str]) -> int:
     """Run ``eval ...``."""
     options = _parser().parse_args(arguments[1:])
-    out = Path(options.out) if options.out else None
-    if out is not None and out.exists() and not options.overwrite:
-        raise ConfigError("the result exists", where=out, fix="add --overwrite, or another --out")
-    if options.task == "probe":
-        from mmrep.cli.probe import evaluate_probe
-
-        result = evaluate_probe(options)
-    else:
-        result = evaluate_retrieval(options)
+    theirs = getattr(options, "out_clip_benchmark", None)
+    out, out_clip_benchmark = (Path(file) if file else None for file in (options.out, theirs))
+    for path in (out, out_clip_benchmark):
+        if path is not None and path.exists() and not options.overwrite:
+            raise ConfigError("the result exists", where=path, fix="add --overwrite, or name another file")
+    if options.batch_size < 1 or options.num_workers < 0:
+        raise ConfigError(f"--batch-size {options.batch_size}, --num-workers {options.num_workers}")
+    evaluate = {
+        "retrieval": evaluate_retrieval,
+        "classification": classification.evaluate_classification,
+        "probe": probe.evaluate_probe,
+    }[options.task]
+    result = evaluate(options)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        _write(out, result)
+    if out_clip_benchmark is not None:
+        from mmrep.evaluation.clip_benchmark_json import clip_benchmark_json
+
+        _write(out_clip_benchmark, clip_benchmark_json(result))
     return 0
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmrep eval", description="Evaluate a checkpoint on held-out shards.")
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="retrieval|probe")
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="retrieval|classification|probe")
     retrieval = tasks.add_parser("retrieval", help="recall@k in every direction, by the model's own score")
     _add_common(retrieval)
     retrieval.add_argument(
@@ -41,21 +55,30 @@ def _parser() -> argparse.ArgumentParser:
     retrieval.add_argument(
         "--picture-direction", metavar="audio+text->image", help="of the picture (default: the last)"
     )
-    probe = tasks.add_parser("probe", help="what a linear map reads off frozen features, beside random weights")
-    _add_common(probe)
-    probe.add_argument("--modality", required=True, help="whose encoder")
-    probe.add_argument("--label", required=True, help="a label of the index")
-    probe.add_argument("--train-split", default="train", help="where the map is fitted (default: train)")
-    probe.add_argument("--val-split", default="val", help="where its penalty is chosen (default: val)")
+    retrieval.add_argument(
+        "--modality", default="image", help="what takes the pictures of a folder of CLIP_benchmark's"
+    )
+    retrieval.add_argument("--text-modality", default="text", help="and what takes its captions")
+    retrieval.add_argument(
+        "--out-clip-benchmark", metavar="FILE", help="the figures as `clip_benchmark build` reads them"
+    )
+    classes = tasks.add_parser("classification", help="zero-shot accuracy by prompts")
+    _add_common(classes)
+    classification.add_options(classes)
+    probing = tasks.add_parser("probe", help="what is read off frozen features, beside random weights")
+    _add_common(probing)
+    probe.add_options(probing)
     return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="run folder, model folder, or .ckpt")
-    parser.add_argument("--data", required=True, help="folder of shards with an index.json")
+    parser.add_argument(
+        "--checkpoint", required=True, help="run folder, model folder, .ckpt, or a name: see mmrep.load"
+    )
+    parser.add_argument("--data", required=True, help="folder of shards with an index.json, or of CLIP_benchmark's")
     parser.add_argument("--split", default="test", help="which split (default: test)")
     parser.add_argument("--out", help="write the figures as JSON")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument("--batch-size", type=int, default=256, help="samples embedded at once")
     parser.add_argument("--num-workers", type=int, default=0, help="loader processes")
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda where there is one)")
@@ -65,35 +88,36 @@ def evaluate_retrieval(options: argparse.Namespace) -> dict[str, Any]:
     """Embed the split, rank, print the table, draw what was asked for; returns the JSON's content."""
     import torch
 
-    from mmrep.data.dataset import ShardDataset, make_loader
     from mmrep.data.index import Index
     from mmrep.data.reader import Samples
-    from mmrep.evaluation.embeddings import embed_loader
     from mmrep.evaluation.report import draw_examples, print_table
-    from mmrep.evaluation.retrieval import Direction, all_directions, retrieve
+    from mmrep.evaluation.retrieval import Direction, all_directions
+    from mmrep.evaluation.sources import open_source
+    from mmrep.evaluation.zero_shot import Split, zero_shot_retrieval
     from mmrep.interop import load
 
+    source = open_source(options.data)
+    if options.picture and not isinstance(source, Index):
+        raise ConfigError("--picture draws samples of shards with an index.json", where=options.data)
     model = load(options.checkpoint).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directions = [Direction.parse(text, model.modalities) for text in options.direction or []] or None
-    samples = Samples(Index.load(options.data), options.split)
-    dataset = ShardDataset(samples, model.by_modality, global_batch_size=options.batch_size)
-    loader = make_loader(dataset, model.by_modality, num_workers=options.num_workers)
-    with progress("embedding", len(dataset)) as advance:
-        embeddings = embed_loader(model, loader, advance=advance)
-    model.cpu()
+    split = Split(source, options.split, options.batch_size, options.num_workers, progress)
+    names = {"image": options.modality, "text": options.text_modality}
+    figures, embeddings = zero_shot_retrieval(model, split, directions, **names)
     result = {
         "task": "retrieval",
         "checkpoint": str(options.checkpoint),
         "data": str(options.data),
         "split": options.split,
         "n": len(embeddings),
-        "directions": retrieve(embeddings, model, directions),
+        "directions": figures,
     }
     print_table(result)
-    if options.picture:
+    if options.picture and isinstance(source, Index):
         shown = options.picture_direction
         direction = (
             Direction.parse(shown, model.modalities) if shown else (directions or all_directions(model.modalities))[-1]
         )
-        draw_examples(Path(options.picture), embeddings, model, samples, direction)
+        samples = Samples(source, options.split)
+        draw_examples(Path(options.picture), embeddings.to("cpu"), model.cpu(), samples, direction)
     return result

@@ -1,4 +1,4 @@
-"""``mmrep eval probe``: a linear probe of one modality, beside the same probe of random weights and of the raw input."""
+"""``mmrep eval probe``: a probe of one modality, beside the same probe of random weights and of the raw input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,23 @@ if TYPE_CHECKING:
     from mmrep.evaluation.probe import Labelled
 
 
+METHODS = ("ridge", "sgd", "knn")
 MOST_RAW = 20_000
 """Numbers of a raw input up to which it is probed too: the solution holds a matrix of samples x numbers in float64."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this task beside the common ones."""
+    parser.add_argument("--modality", required=True, help="whose encoder")
+    parser.add_argument("--label", required=True, help="a label of the index")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="ridge",
+        help="ridge: a linear map in closed form; sgd: logistic regression; knn: nearest neighbours (default: ridge)",
+    )
+    parser.add_argument("--train-split", default="train", help="where it is fitted (default: train)")
+    parser.add_argument("--val-split", default="val", help="where its penalty, or k, is chosen (default: val)")
 
 
 def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
@@ -31,11 +46,14 @@ def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from mmrep.data.index import Index
+    from mmrep.evaluation.knn import knn_probe
     from mmrep.evaluation.probe import linear_probe
     from mmrep.evaluation.report import print_probe
+    from mmrep.evaluation.sgd_probe import sgd_probe
     from mmrep.interop import load
     from mmrep.model import MultimodalModel
 
+    fit = {"ridge": linear_probe, "sgd": sgd_probe, "knn": knn_probe}[options.method]
     model = load(options.checkpoint)
     index = Index.load(options.data)
     if options.modality not in model.by_modality:
@@ -50,7 +68,7 @@ def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
         )
     torch.manual_seed(0)
     classes = {type(part).__name__: type(part) for part in [*model.encoders.values(), model.loss]}
-    untrained = MultimodalModel.from_config(model.config(), classes).eval()
+    untrained = MultimodalModel.from_config(model.config(), classes, model.files()).eval()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     encoder, random = (source.by_modality[options.modality].to(device) for source in (model, untrained))
     features = {"trained": encoder.features, "random weights": random.features}
@@ -65,12 +83,13 @@ def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
     }
     result = {
         "task": "probe",
+        "method": options.method,
         "checkpoint": str(options.checkpoint),
         "data": str(options.data),
         "modality": options.modality,
         "label": options.label,
         "split": options.split,
-        "features": {kind: linear_probe(**{name: found[kind] for name, found in splits.items()}) for kind in features},
+        "features": {kind: fit(**{name: found[kind] for name, found in splits.items()}) for kind in features},
     }
     print_probe(result)
     return result

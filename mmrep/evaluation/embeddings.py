@@ -11,7 +11,7 @@ from torch import Tensor
 from mmrep.batch import Batch
 from mmrep.errors import MmrepError
 from mmrep.model import MultimodalModel
-from mmrep.ops.gather import gather_rows
+from mmrep.ops.gather import gather_rows, world_size
 
 
 @dataclass
@@ -42,7 +42,9 @@ class Embeddings:
         return Embeddings(move(self.rows), move(self.present), move(self.labels), self.keys)
 
     def gathered(self) -> Embeddings:
-        """The rows of all ranks, each sample once, without keys. A collective: every rank calls it."""
+        """The rows of all ranks, each sample once; without keys where there are several. A collective: every rank calls it."""
+        if world_size() == 1:
+            return self
 
         def everyone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: gather_rows(tensor) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Linear probe: how much of a label a linear map reads off frozen features, in closed form."""
+"""Probes of frozen features: what they share, and the linear probe in closed form."""
 
 from __future__ import annotations
 
@@ -68,6 +68,62 @@ def collect(
     return {name: Labelled(torch.cat(parts), torch.cat(classes)) for name, parts in rows.items()}
 
 
+@dataclass(frozen=True)
+class ProbeData:
+    """Labelled samples of three splits, checked: fitted on ``train``, chosen on ``val``, reported on ``test``."""
+
+    train: Labelled
+    val: Labelled
+    test: Labelled
+
+    @classmethod
+    def of(cls, train: Labelled, val: Labelled, test: Labelled) -> ProbeData:
+        """Those samples that have a class.
+
+        Raises:
+            MmrepError: If a split has none, or features are not finite.
+        """
+        splits = {"train": train.known(), "val": val.known(), "test": test.known()}
+        for name, split in splits.items():
+            if not len(split.classes):
+                raise MmrepError(f"no sample of the {name} split has the label and the modality")
+            if not bool(split.features.isfinite().all()):
+                raise MmrepError(f"features of the {name} split hold NaN or infinity")
+        return cls(**splits)
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest class of any split."""
+        return int(max(split.classes.max() for split in (self.train, self.val, self.test))) + 1
+
+    def standardized(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The features in float64 with the mean and spread of ``train`` taken out; those that do not vary become zeros."""
+        features = self.train.features.double()
+        mean, spread = features.mean(dim=0), features.std(dim=0, correction=0)
+        scale = torch.where(spread > 0, 1 / spread, torch.zeros_like(spread))
+        train, val, test = ((s.features.double() - mean) * scale for s in (self.train, self.val, self.test))
+        return train, val, test
+
+    def figures(self, val_scores: Tensor, test_scores: Tensor) -> dict[str, Any]:
+        """Accuracies of the chosen solution, from its scores ``[N, C]``, and what they are to be compared with."""
+        accuracy, n = accuracy_of(test_scores, self.test.classes), len(self.test.classes)
+        counts = self.train.classes.bincount(minlength=self.num_classes)
+        return {
+            "accuracy": accuracy,
+            "accuracy_ci95": list(share_interval(accuracy, n)),
+            "chance": float((self.test.classes == counts.argmax()).double().mean()),
+            "val_accuracy": accuracy_of(val_scores, self.val.classes),
+            "features": self.train.features.shape[1],
+            "classes": int((counts > 0).sum()),
+            **{name: len(getattr(self, name).classes) for name in ("train", "val", "test")},
+        }
+
+
+def accuracy_of(scores: Tensor, classes: Tensor) -> float:
+    """Share of the samples whose class has the best score."""
+    return float((scores.argmax(dim=1) == classes).double().mean())
+
+
 def linear_probe(train: Labelled, val: Labelled, test: Labelled) -> dict[str, Any]:
     """Ridge regression onto one-hot classes; the penalty is the one that is best on ``val``.
 
@@ -81,35 +137,18 @@ def linear_probe(train: Labelled, val: Labelled, test: Labelled) -> dict[str, An
     Raises:
         MmrepError: If a split has no labelled sample, or features are not finite.
     """
-    train, val, test = train.known(), val.known(), test.known()
-    for name, split in (("train", train), ("val", val), ("test", test)):
-        if not len(split.classes):
-            raise MmrepError(f"no sample of the {name} split has the label and the modality")
-        if not bool(split.features.isfinite().all()):
-            raise MmrepError(f"features of the {name} split hold NaN or infinity")
-    mean, spread = train.features.double().mean(dim=0), train.features.double().std(dim=0, correction=0)
-    scale = torch.where(spread > 0, 1 / spread, torch.zeros_like(spread))
-    x, validation, held_out = ((split.features.double() - mean) * scale for split in (train, val, test))
-    counts = train.classes.bincount(minlength=int(max(s.classes.max() for s in (train, val, test))) + 1)
-    y = torch.nn.functional.one_hot(train.classes, len(counts)).double()
+    data = ProbeData.of(train, val, test)
+    x, validation, held_out = data.standardized()
+    y = torch.nn.functional.one_hot(data.train.classes, data.num_classes).double()
     prior = y.mean(dim=0)
     best: tuple[float, float, Tensor] | None = None
     for l2, weights in _ridge(x, y - prior):
-        found = _accuracy(validation @ weights + prior, val.classes)
+        found = accuracy_of(validation @ weights + prior, data.val.classes)
         if best is None or found >= best[0]:  # of equals, the stronger penalty
             best = (found, l2, weights)
     assert best is not None, "the sweep is not empty"
-    accuracy = _accuracy(held_out @ best[2] + prior, test.classes)
-    return {
-        "accuracy": accuracy,
-        "accuracy_ci95": list(share_interval(accuracy, len(test.classes))),
-        "chance": float((test.classes == counts.argmax()).double().mean()),
-        "val_accuracy": best[0],
-        "l2": best[1],
-        "features": x.shape[1],
-        "classes": int((counts > 0).sum()),
-        **{name: len(split.classes) for name, split in (("train", train), ("val", val), ("test", test))},
-    }
+    _, l2, weights = best
+    return data.figures(validation @ weights + prior, held_out @ weights + prior) | {"l2": l2}
 
 
 def _ridge(x: Tensor, y: Tensor) -> list[tuple[float, Tensor]]:
@@ -124,7 +163,3 @@ def _ridge(x: Tensor, y: Tensor) -> list[tuple[float, Tensor]]:
         solution = vectors @ (known / (squares + l2 * unit)[:, None])
         solutions.append((l2, solution if tall else x.T @ solution))
     return solutions
-
-
-def _accuracy(scores: Tensor, classes: Tensor) -> float:
-    return float((scores.argmax(dim=1) == classes).double().mean())

@@ -12,7 +12,7 @@ from torch import Tensor
 Score = Callable[[Tensor, Tensor], Tensor]
 """From numbers of queries ``[q]`` and of candidates ``[c]`` to their scores ``[q, c]``."""
 
-CPU_TILE, GPU_TILE = 2048, 16384
+CPU_TILE, GPU_TILE = 1024, 16384
 GPU_SCORE_MATRICES = 32
 """The part of a GPU's free memory that one matrix of scores may take: rules of triples make several."""
 BLOCK = 64

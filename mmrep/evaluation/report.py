@@ -42,14 +42,33 @@ def print_table(result: Mapping[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def print_probe(result: Mapping[str, Any]) -> None:
-    """Print the figures of `mmrep.evaluation.probe.linear_probe`, a kind of features a line."""
+def print_classification(result: Mapping[str, Any]) -> None:
+    """Print the figures of `mmrep.evaluation.classification.classify` on one line."""
     from rich.console import Console
     from rich.table import Table
 
-    title = f"linear probe of '{result['label']}' on '{result['modality']}', {result['data']} ({result['split']})"
+    title = f"zero-shot classification of '{result['modality']}': {result['checkpoint']} on {result['data']}"
+    table = Table("samples", "left out", "classes", "prompts", title=f"{title} ({result['split']})")
+    cells = [str(result["n"]), str(result["absent"] + result["unlabelled"]), str(result["classes"])]
+    cells.append(str(result["prompts"]))
+    names = {"acc1": "top-1 %", "acc5": "top-5 %", "mean_per_class_recall": "mean per class %"}
+    names |= {"chance_acc1": "chance %", "mean_average_precision": "mAP %"}
+    for name, heading in names.items():
+        if name in result:
+            table.add_column(heading, justify="right")
+            cells.append("-" if result[name] is None else f"{100 * result[name]:.1f}")
+    table.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def print_probe(result: Mapping[str, Any]) -> None:
+    """Print the figures of a probe, a kind of features a line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{result['method']} probe of '{result['label']}' on '{result['modality']}', {result['data']} ({result['split']})"
     table = Table(title=title)
-    for heading in ("features", "width", "classes", "accuracy %", "95 %", "chance %", "l2", "test samples"):
+    for heading in ("features", "width", "classes", "accuracy %", "95 %", "chance %", "chosen", "test samples"):
         table.add_column(heading, justify="left" if heading == "features" else "right")
     for name, figures in result["features"].items():
         low, high = figures["accuracy_ci95"]
@@ -60,7 +79,7 @@ def print_probe(result: Mapping[str, Any]) -> None:
             f"{100 * figures['accuracy']:.1f}",
             f"{100 * low:.1f}-{100 * high:.1f}",
             f"{100 * figures['chance']:.1f}",
-            f"{figures['l2']:g}",
+            next(f"{name} {figures[name]:g}" for name in ("l2", "weight_decay", "k") if name in figures),
             str(figures["test"]),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
