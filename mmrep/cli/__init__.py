@@ -30,6 +30,15 @@ data
 evaluate
   eval retrieval --checkpoint RUN --data SHARDS [--split S] [--out FILE.json] [--picture FILE.png]
   eval probe --checkpoint RUN --data SHARDS --modality image --label NAME [--split S] [--out FILE.json]
+  eval classification --checkpoint RUN --data SHARDS --label NAME [--templates FILE] [--out FILE.json]
+  eval report --checkpoint RUN --data SHARDS --out FILE.html            one page: tables, curves, examples
+
+search
+  embed --checkpoint RUN --data SHARDS --out DIR
+  search --index DIR [--text "..."] [--image FILE] [--audio FILE] [-k 10] [--html FILE]
+
+share
+  export --checkpoint RUN --out DIR [--format mmrep|open_clip] [--push-to-hub ORG/NAME]
 
   --help after a command says more; --debug shows the traceback of an error; --version
 """
@@ -41,6 +50,9 @@ COMMANDS = {
     "predict": "mmrep.cli.train",
     "data": "mmrep.cli.data",
     "eval": "mmrep.cli.evaluate",
+    "embed": "mmrep.cli.embed",
+    "search": "mmrep.cli.search",
+    "export": "mmrep.cli.export",
 }
 
 

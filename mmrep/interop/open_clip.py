@@ -129,7 +129,7 @@ def _tower(model: MultimodalModel, modality: str, kind: type) -> Any:
         )
     if encoder.settings.get("lora") is not None:
         raise ConfigError(
-            f"the encoder of '{modality}' has adapters", fix="merge them first: mmrep export --merge-lora"
+            f"the encoder of '{modality}' has adapters", fix="merge them first: mmrep.interop.export.merge"
         )
     return encoder
 

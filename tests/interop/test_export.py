@@ -1,0 +1,201 @@
+"""`mmrep export`: folders that others load, with a model card that says where the model comes from; and the hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import mmrep
+from mmrep.cli import main
+from mmrep.encoders import FeaturesEncoder, NgramTextEncoder, OpenClipImageEncoder, OpenClipTextEncoder
+from mmrep.encoders.open_clip import LOCAL
+from mmrep.errors import CheckpointError
+from mmrep.interop.export import merge, push_to_hub
+from mmrep.losses import PairwiseCLIPLoss, SymileLoss
+from mmrep.model import MultimodalModel
+from tests.interop.open_clip_models import NATIVE, write_open_clip_folder
+from tests.interop.test_open_clip import TEXTS, features, pictures, theirs
+
+RESULT = {
+    "task": "retrieval",
+    "data": "somewhere/own",
+    "split": "test",
+    "directions": {
+        "a->b": {"queries": 7, "candidates": 5, "recall@1": 0.5, "recall@5": 0.75, "recall@10": 1, "mrr": 0.61}
+    },
+}
+
+
+def run_folder(tmp: Path) -> Path:
+    """What training leaves: a model, its config, and data that say their licence."""
+    run = tmp / "runs" / "mine"
+    encoders = {"a": FeaturesEncoder(4, size=3), "b": NgramTextEncoder(4, width=8, buckets=99)}
+    MultimodalModel(encoders, SymileLoss(modalities=["a", "b"], embed_dim=4)).save_pretrained(run / "model")
+    data = tmp / "own"
+    data.mkdir()
+    index = {
+        "shards": [{"name": "train-0.tar", "samples": 1200}, {"name": "test-0.tar", "samples": 34}],
+        "splits": {"train": ["train-0.tar"], "test": ["test-0.tar"]},
+        "fingerprint": "ab" * 32,
+        "provenance": {"dataset": "own set"},
+        "licences": {"pictures": {"spdx": "CC-BY-4.0"}},
+    }
+    (data / "index.json").write_text(json.dumps(index))
+    config = {
+        "seed_everything": 3,
+        "model": {"class_path": "mmrep.modules.Symile", "init_args": {"lr": 0.002}},
+        "data": {"path": str(data), "global_batch_size": 64},
+        "trainer": {"max_epochs": 9},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp / "result.json").write_text(json.dumps(RESULT))
+    return run
+
+
+def test_a_model_folder_comes_with_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_folder(tmp_path)
+    words = ["--checkpoint", str(run), "--out", str(tmp_path / "out"), "--licence", "apache-2.0"]
+    assert main(["export", *words, "--result", str(tmp_path / "result.json")]) == 0
+    assert "README.md, config.json, model.safetensors" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] == "apache-2.0" and header["library_name"] == "mmrep" and "multimodal" in header["tags"]
+    for fact in (
+        "# mine",
+        "| a | FeaturesEncoder |",
+        "SymileLoss(",
+        "own set, fingerprint `abababababababab`; train: 1,200 samples; test: 34 samples",
+        "- pictures: CC-BY-4.0",
+        "- module: mmrep.modules.Symile",
+        "- lr: 0.002",
+        "- global batch size: 64",
+        "- epochs: 9",
+        "| `a->b` | 7 | 5 | 50.0 | 75.0 | 100.0 | 0.610 |",
+        "## Licence\n\napache-2.0",
+    ):
+        assert fact in card, fact
+    assert str(tmp_path) not in card, "no path of this machine"
+    one, other = mmrep.load(run), mmrep.load(tmp_path / "out")
+    assert torch.equal(one.encode(b=["x"])["b"], other.encode(b=["x"])["b"])
+
+
+def test_the_cards_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_open_clip_folder(tmp_path / "in", NATIVE)
+    assert main(["export", "--checkpoint", f"open_clip:{LOCAL}{folder}", "--out", str(tmp_path / "out")]) == 0
+    monkeypatch.chdir(tmp_path)
+    pictures()[0].save("apple.png")
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("FOLDER_OR_HUB_ID", str(tmp_path / "out"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["scores"].shape == (1, 1)
+    assert "The authors state none." in card and "Not recorded." in card
+
+
+def test_a_checkpoint_goes_to_open_clip_from_the_command_line(tmp_path: Path) -> None:
+    folder = write_open_clip_folder(tmp_path / "in", NATIVE)
+    want = features(theirs(folder))
+    for layout in ("custom-text", "clip"):
+        out = tmp_path / layout
+        words = ["--checkpoint", str(folder), "--format", "open_clip", "--layout", layout, "--out", str(out)]
+        assert main(["export", *words]) == 0
+        got = features(theirs(out))
+        assert all(torch.equal(want[name], got[name]) for name in want) and (out / "README.md").is_file()
+
+
+def test_adapters_are_merged_on_the_way_out(tmp_path: Path) -> None:
+    folder = write_open_clip_folder(tmp_path / "in", NATIVE)
+    lora = {"r": 2}
+    encoders: dict[str, Any] = {
+        "image": OpenClipImageEncoder(24, pretrained=f"{LOCAL}{folder}", projection=False, lora=lora),
+        "text": OpenClipTextEncoder(24, pretrained=f"{LOCAL}{folder}", projection=False, lora=lora),
+    }
+    model = MultimodalModel(encoders, PairwiseCLIPLoss()).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    model.save_pretrained(tmp_path / "adapted")
+    want = model.encode(image=pictures(), text=TEXTS)
+    assert not torch.allclose(want["image"], features(theirs(folder))["image"], atol=1e-3), "the adapters do something"
+    words = ["--checkpoint", str(tmp_path / "adapted"), "--format", "open_clip", "--out", str(tmp_path / "out")]
+    assert main(["export", *words]) == 0
+    got = features(theirs(tmp_path / "out"))
+    assert torch.allclose(got["image"], want["image"], atol=1e-5) and torch.allclose(
+        got["text"], want["text"], atol=1e-5
+    )
+    assert merge(model) is not model and any("lora_" in name for name in model.state_dict()), "the model keeps its own"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "open_klip"], "did you mean 'open_clip'"),
+        (["--format", "open_clip"], "no modality 'image'"),
+        (
+            ["--format", "open_clip", "--image", "a", "--text", "b"],
+            "is a FeaturesEncoder, which open_clip does not have",
+        ),
+        (["--result", "nowhere.json"], "no such result"),
+        (["--out", "."], "something is there already"),
+        (["--checkpoint", "nowhere"], "no model"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path)
+    assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+class LocalHub:
+    """The hub's client, with a folder as the hub."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.private = folder, None
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        assert exist_ok
+        self.private = private  # type: ignore[assignment]  # set once
+        (self.folder / repo_id).mkdir(parents=True)
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> str:
+        shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
+        return f"local/{repo_id}"
+
+
+def test_a_pushed_model_is_loaded_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
+
+    from mmrep.encoders import hub
+
+    local = LocalHub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: local)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / "hub" / name))
+    monkeypatch.setattr(hub, "online", lambda: True)
+    run = run_folder(tmp_path)
+    words = ["--checkpoint", str(run), "--out", str(tmp_path / "out"), "--push-to-hub", "org/mine"]
+    assert main(["export", *words]) == 0
+    assert "local/org/mine" in capsys.readouterr().out and local.private is True
+    monkeypatch.chdir(tmp_path / "hub" / "..")
+    again = mmrep.load("org/mine")
+    assert torch.equal(again.encode(b=["x"])["b"], mmrep.load(run).encode(b=["x"])["b"])
+
+
+def test_a_push_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"cannot be uploaded.*by hand") as caught:
+        push_to_hub(tmp_path, "org/mine")
+    assert "\n" not in str(caught.value)
