@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.errors import CheckpointError, ConfigError
+from mmrep.weights import CONVERT
 
 TOKENIZER = "tokenizer.json"
 NOT_KEPT = (
@@ -28,6 +29,8 @@ NOT_KEPT = (
     "auto_map",
 )
 """Of a config: what says nothing about the network."""
+SPEC_AUGMENT = "masked_spec_embed"
+"""The parameter that `plain_config` makes needless."""
 Loaded = TypeVar("Loaded")
 
 
@@ -71,7 +74,7 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     try:
         with quiet():
             whole = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"transformers cannot build '{config['model_type']}' ({reason[:160]})") from error
     return _encoder_of(whole)
@@ -91,15 +94,19 @@ def read_network_weights(source: str) -> dict[str, Tensor]:
         CheckpointError: If they cannot be had, are unsafe, or are not all there.
     """
     transformers = require_transformers()
-    options = {"trust_remote_code": False, "output_loading_info": True, "dtype": torch.float32}
+    options: dict[str, Any] = {"trust_remote_code": False, "output_loading_info": True, "dtype": torch.float32}
+    options["ignore_mismatched_sizes"] = True  # they are refused below, in one line
     whole, info = fetch("weights", source, lambda: transformers.AutoModel.from_pretrained(source, **options))
     weights = dict(_encoder_of(whole).state_dict())
-    kept = tuple(weights)
-    if missing := sorted(name for name in info["missing_keys"] if name.endswith(kept)):
+    weights.pop(SPEC_AUGMENT, None)
+    names = tuple(weights)
+    lacking = [name for name in info["missing_keys"] if name.endswith(names)]
+    lacking += [f"{name} of shape {list(theirs)}" for name, theirs, _ in info["mismatched_keys"]]
+    if lacking:
         raise CheckpointError(
-            f"{len(missing)} of {len(weights)} weights are missing ({missing[0]}, ...)",
+            f"{len(lacking)} of {len(weights)} weights are missing or of another shape ({min(lacking)}, ...)",
             where=source,
-            fix="likely its config.json is of another model; use pretrained: false for random weights",
+            fix="likely its config.json is of another model; pretrained: false takes random weights",
         )
     return weights
 
@@ -155,8 +162,14 @@ def fetch(what: str, source: str, load: Callable[[], Loaded]) -> Loaded:
             return load()
     except (pickle.UnpicklingError, OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) or "Weights only load failed" in reason:
+            raise CheckpointError(
+                "the weights are pickled with objects that could run code", where=source, fix=CONVERT
+            ) from error
         if Path(source).is_dir():
             fix = "give a folder with config.json, model.safetensors, and tokenizer.json or preprocessor_config.json"
+        elif source.count("/") > 1 or source.startswith((".", "/", "~")):
+            reason, fix = "no such folder", "give a folder in transformers' format, or a hub id as ORG/NAME"
         else:
             fix = "check the name and the network, or download the repository's files by hand and give their folder"
         raise CheckpointError(f"the {what} cannot be had ({reason[:160]})", where=source, fix=fix) from error

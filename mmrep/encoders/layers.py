@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
-
-SEQUENCES = (nn.Sequential, nn.ModuleList)
+from torch.nn.utils.parametrize import ParametrizationList
 
 
 def layers_by_blocks(network: nn.Module) -> list[list[nn.Parameter]]:
@@ -34,13 +33,17 @@ def layers_by_blocks(network: nn.Module) -> list[list[nn.Parameter]]:
 def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     """The blocks of a module, and what is not in one, in order."""
     for child in module.children():
-        if isinstance(child, SEQUENCES):
+        if _is_sequence(child):
             yield from ((block, True) for block in child if any(True for _ in block.parameters()))
-        elif any(isinstance(inner, SEQUENCES) for inner in child.modules()):
+        elif any(_is_sequence(inner) for inner in child.modules()):
             yield nn.ParameterList(child.parameters(recurse=False)), False
             yield from _parts(child)
         else:
             yield child, False
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(module, ParametrizationList)
 
 
 def _each_once(groups: list[list[nn.Parameter]]) -> list[list[nn.Parameter]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from mmrep.batch import Batch
@@ -20,12 +21,15 @@ from mmrep.evaluation.retrieval import retrieve
 from mmrep.interop.load import CONFIG_KEY, FILES_KEY
 from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
+from mmrep.modules.freezing import depth_scales, freeze_parameters, keep_frozen_in_eval
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
 from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
 from mmrep.stable_hash import stable_hash
 
 SEED_KEY = "mmrep_random_seed"
 """Where a checkpoint keeps the seed that the random numbers of all steps derive from."""
+TRAINED_KEY = "mmrep_trained"
+"""Where it keeps which parameters are frozen, and the layer decay: the optimiser's state fits no others."""
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -41,6 +45,10 @@ class ContrastiveModule(pl.LightningModule):
         weight_decay: Of weight matrices; biases, norms, scales and prototypes are not decayed.
         warmup_steps: Steps of linear warm-up, before the cosine.
         optimizer: ``adamw``, ``lars`` or ``larc``: see `mmrep.modules.optim.make_optimizer`.
+        freeze: Names of what is not trained, with ``*`` for anything, as ``[image.tower]``: see
+            `mmrep.modules.freezing.freeze_parameters`.
+        layer_decay: What the learning rate is multiplied with from layer to layer towards the input of each encoder; 1 for
+            one rate: see `mmrep.modules.freezing.depth_scales`.
     """
 
     def __init__(
@@ -55,6 +63,8 @@ class ContrastiveModule(pl.LightningModule):
         weight_decay: float = 0.1,
         warmup_steps: int = 100,
         optimizer: str = "adamw",
+        freeze: list[str] | None = None,
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
         check_choice("optimizer", optimizer, OPTIMIZERS)
@@ -62,6 +72,9 @@ class ContrastiveModule(pl.LightningModule):
         built = {name: encoder(embed_dim) for name, encoder in encoders.items()}
         self.model = MultimodalModel(built, loss, normalize=normalize, share=share)
         self.lr, self.weight_decay, self.warmup_steps, self.optimizer = lr, weight_decay, warmup_steps, optimizer
+        self.layer_decay, self.frozen = layer_decay, sorted(freeze_parameters(self.model, freeze or ()))
+        depth_scales(self.model, layer_decay)  # refuses a bad value before anything is read
+        keep_frozen_in_eval(self.model)
         self._collector = EmbeddingCollector()
         self._random_seed: int | None = None
         self._faults = torch.zeros(())  # corrupt samples met by all ranks since the run began or went on
@@ -69,6 +82,12 @@ class ContrastiveModule(pl.LightningModule):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = self.model(batch.inputs)
         return rows
+
+    def train(self, mode: bool = True) -> ContrastiveModule:
+        """Training mode, except for what is frozen."""
+        super().train(mode)
+        keep_frozen_in_eval(self.model)
+        return self
 
     def on_train_start(self) -> None:
         if self._random_seed is None:
@@ -126,7 +145,12 @@ class ContrastiveModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(
-            self.optimizer, self, self.model.loss.not_decayed(), lr=self.lr, weight_decay=self.weight_decay
+            self.optimizer,
+            self,
+            self.model.loss.not_decayed(),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            scales=depth_scales(self.model, self.layer_decay),
         )
         planned = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -137,6 +161,7 @@ class ContrastiveModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY], checkpoint[FILES_KEY] = self.model.config(), self.model.files()
         checkpoint[SEED_KEY] = self._random_seed
+        checkpoint[TRAINED_KEY] = {"frozen": self.frozen, "layer_decay": self.layer_decay}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
@@ -150,7 +175,12 @@ class ContrastiveModule(pl.LightningModule):
         """
         if CONFIG_KEY not in checkpoint:
             raise CheckpointError("not a checkpoint of mmrep", where=where, fix="give a file that `mmrep fit` wrote")
-        if differences := _differences(checkpoint[CONFIG_KEY], self.model.config()):
+        differences = _differences(checkpoint[CONFIG_KEY], self.model.config())
+        if self._trainer is None or self._trainer.state.fn == TrainerFn.FITTING:  # evaluation needs no optimiser
+            theirs = checkpoint.get(TRAINED_KEY, {"frozen": [], "layer_decay": 1.0})
+            ours = {"frozen": self.frozen, "layer_decay": self.layer_decay}
+            differences += _differences(_summary(theirs), _summary(ours), "training")
+        if differences:
             lines = "; ".join(differences[:3])
             raise CheckpointError(
                 f"the checkpoint is of another config: {lines}", where=where, fix="use its config.yaml"
@@ -205,6 +235,16 @@ def over_ranks(output: LossOutput, faults: int | None = None) -> LossOutput:
     means = everything[:-1] / world_size()
     metrics = output.metrics if faults is None else {**output.metrics, "faults": everything[-1]}
     return LossOutput(means[0], dict(zip(output.parts, means[1:], strict=True)), metrics)
+
+
+def _summary(trained: dict[str, Any]) -> dict[str, Any]:
+    """Without a list of hundreds of names: how many are frozen, and under what."""
+    names = trained["frozen"]
+    parts = sorted({".".join(name.split(".")[:3]) for name in names})
+    return {
+        "layer_decay": trained["layer_decay"],
+        "frozen": f"{len(names)} parameters of {', '.join(parts) or 'nothing'}",
+    }
 
 
 def _differences(theirs: Any, ours: Any, path: str = "model") -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,13 @@ LARS_MOMENTUM = 0.9
 
 
 def make_optimizer(
-    name: str, model: nn.Module, not_decayed: Iterable[Tensor], *, lr: float, weight_decay: float
+    name: str,
+    model: nn.Module,
+    not_decayed: Iterable[Tensor],
+    *,
+    lr: float,
+    weight_decay: float,
+    scales: Mapping[int, float] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimiser over everything that is trained.
 
@@ -27,19 +33,12 @@ def make_optimizer(
         not_decayed: Weights that keep their size; biases, norms and scales do in any case.
         lr: Peak learning rate.
         weight_decay: Of the other weights.
+        scales: ``id`` of a parameter -> what its learning rate is multiplied with; 1 where it is not named.
 
     Raises:
         ConfigError: On an unknown name.
     """
-    whole = {id(parameter) for parameter in not_decayed}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.ndim > 1 and id(parameter) not in whole]
-    kept = [parameter for parameter in trained if parameter.ndim <= 1 or id(parameter) in whole]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = _groups(model, not_decayed, lr, weight_decay, scales or {})
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     check_choice("optimizer", name, OPTIMIZERS)
@@ -47,6 +46,22 @@ def make_optimizer(
 
     lars: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=LARS_MOMENTUM, trust_clip=name == "larc")
     return lars
+
+
+def _groups(
+    model: nn.Module, not_decayed: Iterable[Tensor], lr: float, weight_decay: float, scales: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """Parameter groups: one for each factor of the learning rate, highest first, with weight decay and one without."""
+    whole = {id(parameter) for parameter in not_decayed}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({scales.get(id(parameter), 1.0) for parameter in trained}, reverse=True):
+        equal = [parameter for parameter in trained if scales.get(id(parameter), 1.0) == scale]
+        decayed = [parameter for parameter in equal if parameter.ndim > 1 and id(parameter) not in whole]
+        kept = [parameter for parameter in equal if parameter.ndim <= 1 or id(parameter) in whole]
+        groups.append({"params": decayed, "weight_decay": weight_decay, "lr": lr * scale})
+        groups.append({"params": kept, "weight_decay": 0.0, "lr": lr * scale})
+    return [group for group in groups if group["params"]]
 
 
 def warmup_cosine(warmup: int, total: int) -> Callable[[int], float]:
