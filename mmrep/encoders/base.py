@@ -75,7 +75,8 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def empty(self, n: int) -> Tensor:
-        """``n`` inputs of zeros ``[n, ...]``, of the shape and type that `transform` gives."""
+        """``n`` inputs ``[n, ...]`` that stand for nothing, of the shape and type that `transform` gives: zeros, where
+        `features` is finite for them."""
         raise NotImplementedError
 
     def features(self, inputs: Tensor) -> Tensor:

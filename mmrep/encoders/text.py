@@ -146,6 +146,8 @@ class OpenClipTextEncoder(Encoder):
         return self.tokenizer
 
     def empty(self, n: int) -> Tensor:
+        if self.files:  # a tower of Hugging Face's takes a mean over tokens, and zeros are none: an empty text has two
+            return self.tokenizer("").expand(n, -1).clone()
         return torch.zeros(n, self.length, dtype=torch.int64)
 
     def features(self, inputs: Tensor) -> Tensor:
