@@ -52,9 +52,8 @@ def class_embeddings(
     step = max(1, PROMPTS_AT_ONCE // most)
     for start in range(0, len(mine), step):
         some = [list(prompts[number]) for number in mine[start : start + step]]
-        embedded = model.encode(batch_size=batch_size, **{modality: [text for texts in some for text in texts]})[
-            modality
-        ]
+        items: dict[str, Any] = {modality: [text for texts in some for text in texts]}
+        embedded = model.encode(batch_size=batch_size, **items)[modality]
         means = [F.normalize(part, dim=-1).mean(dim=0) for part in embedded.split([len(texts) for texts in some])]
         rows.append(torch.stack(means))
         if advance is not None:

@@ -132,9 +132,10 @@ def class_task(
         ConfigError: If a label, a file or a language is missing, or the names are not as many as the classes.
     """
     where: object = source.folder
+    own: Templates
     if isinstance(source, Index):
         name = only_of(source.labels, "label", label, where)
-        labels, known, own = [name], source.labels[name].classes, list[str](source.labels[name].templates)
+        labels, known, own = [name], source.labels[name].classes, source.labels[name].templates
     else:
         name, labels, known, own = _of_clip_benchmark(source)
     keys = [*([language] if language else []), name, "en"]
