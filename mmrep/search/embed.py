@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmrep.batch import Batch
+from mmrep.batch import Batch, Input
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.index import Index, Shard
 from mmrep.data.reader import Samples
@@ -213,11 +213,11 @@ class EmbeddingJob:
 
 def rows_path(folder: Path, shard: str) -> Path:
     """Where the rows of a shard are, without a suffix."""
-    return folder / ROWS / shard
+    return folder / ROWS / shard.removesuffix(".tar")
 
 
 def _record_path(folder: Path, shard: str) -> Path:
-    return folder / ROWS / f"{shard}.json"
+    return folder / ROWS / f"{shard.removesuffix('.tar')}.json"
 
 
 def _known(chosen: Sequence[str] | None, model: MultimodalModel) -> list[str]:
@@ -229,7 +229,7 @@ def _known(chosen: Sequence[str] | None, model: MultimodalModel) -> list[str]:
 
 def _cut(batch: Batch, part: slice, shard: str) -> Batch:
     """Some samples of a batch, all of one shard, without their labels."""
-    inputs = {}
+    inputs: dict[str, Input] = {}
     for name, tensor in batch.inputs.items():
         assert isinstance(tensor, torch.Tensor), "in evaluation a sample comes once"
         inputs[name] = tensor[part]

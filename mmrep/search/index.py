@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmrep.errors import ConfigError, DataError, MmrepError, check_choice, did_you_mean
 from mmrep.model import MultimodalModel
-from mmrep.progress import progress
-from mmrep.search import faiss_index
+from mmrep.search.approximate import approximate_search
 from mmrep.search.embed import MODEL, rows_path
-from mmrep.search.linear_rule import linear_queries
 from mmrep.search.manifest import AGAIN, Manifest, model_digest
 from mmrep.search.row_files import FORMATS, check_installed
 from mmrep.search.top_k import RunningTopK
@@ -28,8 +26,6 @@ QUERIES = 64
 """Queries that are scored at a time."""
 EXACT_ROWS = 1_000_000
 """Up to so many candidates are all scored; of more, an approximate index chooses which."""
-SPARE = 4
-"""Times k: candidates that are taken from an approximate index to be scored."""
 METHODS = ("auto", "exact", "approximate")
 
 
@@ -79,6 +75,7 @@ class EmbeddingIndex:
         self._starts = [0]
         for record in manifest.shards:
             self._starts.append(self._starts[-1] + record.rows)
+        self._samples = lru_cache(maxsize=32)(self._read_samples)
 
     @classmethod
     def load(
@@ -131,7 +128,7 @@ class EmbeddingIndex:
         for first, record in zip(self._starts, self.manifest.shards, strict=False):
             path = rows_path(self.folder, record.name)
             for numbers, rows in self._files.tiles(path, target, record.rows, width, TILE):
-                tensor = torch.tensor(rows)  # a copy: a mapped file is read only
+                tensor = torch.from_numpy(np.require(rows, requirements="W"))
                 if not bool(tensor.isfinite().all()):
                     raise DataError(f"rows of '{target}' hold NaN or infinity", where=path, fix=AGAIN)
                 yield torch.from_numpy(numbers) + first, tensor
@@ -153,13 +150,14 @@ class EmbeddingIndex:
         """
         queries = self._check(given, target, k)
         check_choice("method", method, METHODS)
-        self._score(target, given, queries.new_ones(1, queries.shape[1]))  # an impossible case fails before the work
+        self.score(target, given, queries.new_ones(1, queries.shape[1]))  # an impossible case fails before the work
+        note = ""
         if method == "approximate" or (method == "auto" and self.count(target) > EXACT_ROWS):
-            found, note = self._approximate(given, target, k)
-            if found is not None:
-                return Answers(found, "faiss")
-            return Answers(self._exact(given, target, k), "exact", note)
-        return Answers(self._exact(given, target, k), "exact")
+            found = approximate_search(self, given, target, k)
+            if not isinstance(found, str):
+                return Answers([hits for each in found for hits in self._hits(*each)], "faiss")
+            note = f"{found}: every candidate was scored"
+        return Answers(self._exact(given, target, k), "exact", note)
 
     def _check(self, given: Mapping[str, Tensor], target: str, k: int) -> Tensor:
         if target not in self.modalities:
@@ -180,7 +178,8 @@ class EmbeddingIndex:
             raise MmrepError(f"no sample has '{target}'", where=self.folder)
         return first
 
-    def _score(self, target: str, given: Mapping[str, Tensor], candidates: Tensor) -> Tensor:
+    def score(self, target: str, given: Mapping[str, Tensor], candidates: Tensor) -> Tensor:
+        """The model's rule on its device: queries ``[Q, D]`` and candidates ``[C, D]`` to ``[Q, C]`` on the CPU."""
         device = next(self.model.parameters()).device
         moved = {name: rows.to(device) for name, rows in given.items()}
         return self.model.score(target=target, candidates=candidates.to(device), given=moved).cpu()
@@ -191,47 +190,11 @@ class EmbeddingIndex:
         best = [RunningTopK(min(part.stop, count) - part.start, min(k, self.count(target))) for part in parts]
         for numbers, rows in self.tiles(target):
             for part, running in zip(parts, best, strict=True):
-                scores = self._score(target, {name: given[name][part] for name in given}, rows)
+                scores = self.score(target, {name: given[name][part] for name in given}, rows)
                 if not bool(scores.isfinite().all()):
                     raise MmrepError("scores are NaN or infinite", where=self.folder)
                 running.add(scores, numbers)
         return [hits for running in best for hits in self._hits(*running.result())]
-
-    def _approximate(self, given: Mapping[str, Tensor], target: str, k: int) -> tuple[list[list[Hit]] | None, str]:
-        """Hits, or why there are none of this kind."""
-        rule = type(self.model.loss).__name__
-        if not faiss_index.faiss_installed():
-            return None, "faiss is not installed (pip install 'mmrep[search]'): every candidate was scored"
-        sample = next(rows for _, rows in self.tiles(target) if len(rows))[:256]
-        queries = linear_queries(lambda candidates: self._score(target, given, candidates), sample)
-        if queries is None:
-            return None, f"the rule of {rule} is not linear in the candidate: every candidate was scored"
-        if not faiss_index.is_built(self.folder, target):
-            self._build(target)
-        numbers, rows = faiss_index.nearest(self.folder, target, queries, min(SPARE * k, self.count(target)))
-        hits = []
-        for query, (known, candidates) in enumerate(zip(numbers, rows, strict=True)):
-            known, order = known[known >= 0].sort()  # ties by number, as everywhere
-            candidates = candidates[: len(known)][order]
-            running = RunningTopK(1, k)
-            if len(known):
-                one = {name: rows[query : query + 1] for name, rows in given.items()}
-                running.add(self._score(target, one, candidates), known)
-            hits += self._hits(*running.result())
-        return hits, ""
-
-    def _build(self, target: str) -> None:
-        rows = self.count(target)
-        show: Any = progress(f"building index-{target}.faiss", 2 * rows, "rows") if rows > TILE else nullcontext()
-        with show as advance:
-
-            def tiles() -> Iterator[tuple[Tensor, Tensor]]:
-                for numbers, part in self.tiles(target):
-                    yield numbers, part
-                    if advance is not None:
-                        advance(len(part))
-
-            faiss_index.build(self.folder, target, tiles, rows=rows, width=self.manifest.source.embed_dim)
 
     def _hits(self, scores: Tensor, numbers: Tensor) -> Iterator[list[Hit]]:
         for line, row in zip(scores.tolist(), numbers.tolist(), strict=True):
@@ -244,5 +207,5 @@ class EmbeddingIndex:
         row = number - self._starts[place]
         return Hit(score, keys[row], shard, numbers[row])
 
-    def _samples(self, shard: str) -> tuple[list[str], list[int]]:
+    def _read_samples(self, shard: str) -> tuple[list[str], list[int]]:
         return self._files.samples(rows_path(self.folder, shard))

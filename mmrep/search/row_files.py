@@ -108,7 +108,7 @@ class ParquetRows:
 
 
 class NpyRows:
-    """``NAME/``: per modality ``M.npy`` fp32 ``[N, D]`` and ``M.present.npy`` bool ``[N]``; samples.json has keys and numbers."""
+    """``NAME/``: per modality M ``M.npy`` fp32 ``[N, D]`` and ``M.present.npy`` bool ``[N]``; keys and numbers as JSON."""
 
     def write(self, path: Path, shard: ShardRows) -> list[Path]:
         with _beside(path) as part:
