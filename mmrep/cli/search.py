@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="FILE.json", help="write the answers as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace existing --html and --out")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    parser.add_argument("--copies", action="store_true", help="show all copies of the same content, not one for all")
     method = parser.add_mutually_exclusive_group()
     method.add_argument("--exact", action="store_true", help="score every candidate (default up to a million)")
     method.add_argument("--approximate", action="store_true", help="score only what a faiss index chooses; built once")
@@ -70,9 +71,10 @@ def _search(options: argparse.Namespace) -> int:
     kinds = {name: encoder.kind for name, encoder in index.model.by_modality.items()}
     query = parse_query(options, kinds)
     target = options.target or default_target({name: kinds[name] for name in index.modalities}, query)
-    rows = index.model.encode(**{name: [value] for name, value in query.items()})
+    items: dict[str, Any] = {name: [value] for name, value in query.items()}
+    rows = index.model.encode(**items)
     method = "exact" if options.exact else "approximate" if options.approximate else "auto"
-    answers = index.search(rows, target=target, k=options.k, method=method)
+    answers = index.search(rows, target=target, k=options.k, method=method, copies=options.copies)
     originals = _originals(options, index)
     about = f"{'+'.join(sorted(query))}->{target} in {options.index}, by {type(index.model.loss).__name__}, {answers.method}"
     texts = [originals.texts(hit) if originals else {} for hit in answers.hits[0]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mmrep.progress import progress
@@ -26,14 +28,14 @@ def approximate_search(
 ) -> list[tuple[Tensor, Tensor]] | str:
     """For each query the scores and numbers ``[1, k]`` of the best candidates that faiss chose, as `RunningTopK` gives them.
 
-    The faiss index is built if there is none of the present manifest.
+    The faiss index is built if there is none of the present manifest; of candidates with equal contents it has the first.
 
     Returns:
         Or why it cannot be done, in words.
     """
     if not faiss_index.faiss_installed():
         return "faiss is not installed (pip install 'mmrep[search]')"
-    sample = next(rows for _, rows in index.tiles(target) if len(rows))[:SAMPLE]
+    sample = next(rows for _, rows, _ in index.tiles(target) if len(rows))[:SAMPLE]
     queries = linear_queries(lambda candidates: index.score(target, given, candidates), sample)
     if queries is None:
         return f"the rule of {type(index.model.loss).__name__} is not linear in the candidate"
@@ -52,13 +54,24 @@ def approximate_search(
 
 
 def _build(index: EmbeddingIndex, target: str) -> None:
-    """Two passes over the rows: to find the cells, and to fill them."""
-    rows, width = index.count(target), index.manifest.source.embed_dim
-    with progress(f"building index-{target}.faiss", 2 * rows, "rows") as advance:
+    """Passes over the rows: to find the first of each content, to find the cells, and to fill them."""
+    with progress(f"building index-{target}.faiss", 3 * index.count(target), "rows") as advance:
+
+        def noted() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for tile in index.tiles(target):
+                yield tile
+                advance(len(tile[0]))
+
+        contents = np.concatenate([contents.numpy() for _, _, contents in noted()])
+        first = np.zeros(len(contents), bool)
+        first[np.unique(contents, return_index=True)[1]] = True
 
         def tiles() -> Iterator[tuple[Tensor, Tensor]]:
-            for numbers, part in index.tiles(target):
-                yield numbers, part
-                advance(len(part))
+            start = 0
+            for numbers, rows, _ in noted():
+                distinct = torch.from_numpy(first[start : start + len(rows)])
+                yield numbers[distinct], rows[distinct]
+                start += len(rows)
 
-        faiss_index.build(index.folder, target, tiles, rows=rows, width=width)
+        width = index.manifest.source.embed_dim
+        faiss_index.build(index.folder, target, tiles, rows=int(first.sum()), width=width)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmrep.batch import Batch, Input
-from mmrep.data.dataset import ShardDataset, make_loader
+from mmrep.data.dataset import ShardDataset, content_label, make_loader
 from mmrep.data.index import Index, Shard
 from mmrep.data.reader import Samples
 from mmrep.errors import ConfigError, DataError, Fault, MmrepError, check_choice, did_you_mean
@@ -124,7 +124,8 @@ class EmbeddingJob:
             embeddings = embed_loader(self.model, _noting(pieces, numbers, faults), advance=advance)
             rows = {name: rows.numpy() for name, rows in embeddings.rows.items()}
             present = {name: mask.numpy() for name, mask in embeddings.present.items()}
-            self._write(filled[number], ShardRows(embeddings.keys, numbers, rows, present), faults)
+            contents = {name: embeddings.labels[content_label(name)].numpy() for name in rows}
+            self._write(filled[number], ShardRows(embeddings.keys, numbers, rows, present, contents), faults)
             found += faults
         return found
 
@@ -189,7 +190,8 @@ class EmbeddingJob:
 
     def _empty(self) -> ShardRows:
         none = {name: np.zeros((0, self.model.embed_dim), np.float32) for name in self.encoders}
-        return ShardRows([], [], none, {name: np.zeros(0, bool) for name in none})
+        nothing = {name: np.zeros(0, np.int64) for name in none}
+        return ShardRows([], [], none, {name: np.zeros(0, bool) for name in none}, nothing)
 
     def _pieces(self, shards: Sequence[Shard], batch_size: int, num_workers: int) -> Iterator[tuple[int, int, Batch]]:
         """The batches of all shards, cut where a shard ends: the shard's place, the first sample's number in it, the piece."""
@@ -228,7 +230,7 @@ def _known(chosen: Sequence[str] | None, model: MultimodalModel) -> list[str]:
 
 
 def _cut(batch: Batch, part: slice, shard: str) -> Batch:
-    """Some samples of a batch, all of one shard, without their labels."""
+    """Some samples of a batch, all of one shard."""
     inputs: dict[str, Input] = {}
     for name, tensor in batch.inputs.items():
         assert isinstance(tensor, torch.Tensor), "in evaluation a sample comes once"
@@ -237,6 +239,7 @@ def _cut(batch: Batch, part: slice, shard: str) -> Batch:
         inputs,
         {name: mask[part] for name, mask in batch.present.items()},
         batch.keys[part],
+        {name: label[part] for name, label in batch.labels.items()},
         faults=[fault for fault in batch.faults if fault.shard == shard],
     )
 

@@ -122,19 +122,21 @@ class EmbeddingIndex:
         """How many samples have a modality."""
         return sum(record.present.get(target, 0) for record in self.manifest.shards)
 
-    def tiles(self, target: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows of a modality in order: numbers int64 ``[n]`` and rows ``[n, D]``, those of a tile at a time."""
+    def tiles(self, target: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All rows of a modality in order, a tile at a time: numbers int64 ``[n]``, rows ``[n, D]``, contents int64 ``[n]``."""
         width = self.manifest.source.embed_dim
         for first, record in zip(self._starts, self.manifest.shards, strict=False):
             path = rows_path(self.folder, record.name)
-            for numbers, rows in self._files.tiles(path, target, record.rows, width, TILE):
+            for numbers, rows, contents in self._files.tiles(path, target, record.rows, width, TILE):
                 tensor = torch.from_numpy(np.require(rows, requirements="W"))
                 if not bool(tensor.isfinite().all()):
                     raise DataError(f"rows of '{target}' hold NaN or infinity", where=path, fix=AGAIN)
-                yield torch.from_numpy(numbers) + first, tensor
+                yield torch.from_numpy(numbers) + first, tensor, torch.from_numpy(np.array(contents))
 
     @torch.inference_mode()
-    def search(self, given: Mapping[str, Tensor], *, target: str, k: int = 10, method: str = "auto") -> Answers:
+    def search(
+        self, given: Mapping[str, Tensor], *, target: str, k: int = 10, method: str = "auto", copies: bool = False
+    ) -> Answers:
         """The samples whose ``target`` fits what is given best, by the rule that the model was trained with.
 
         Args:
@@ -144,6 +146,7 @@ class EmbeddingIndex:
             method: ``exact`` scores every candidate. ``approximate`` scores those that a faiss index chooses, which needs
                 faiss and a rule that is linear in the candidate; it is exact where that is not so. ``auto`` is exact up to
                 a million candidates.
+            copies: Whether candidates of identical content are all found; otherwise the first of them stands for all.
 
         Raises:
             MmrepError: On an unknown modality, queries that do not fit, or a case that the loss cannot score.
@@ -153,11 +156,11 @@ class EmbeddingIndex:
         self.score(target, given, queries.new_ones(1, queries.shape[1]))  # an impossible case fails before the work
         note = ""
         if method == "approximate" or (method == "auto" and self.count(target) > EXACT_ROWS):
-            found = approximate_search(self, given, target, k)
+            found = "copies are asked for" if copies else approximate_search(self, given, target, k)
             if not isinstance(found, str):
                 return Answers([hits for each in found for hits in self._hits(*each)], "faiss")
             note = f"{found}: every candidate was scored"
-        return Answers(self._exact(given, target, k), "exact", note)
+        return Answers(self._exact(given, target, k, copies), "exact", note)
 
     def _check(self, given: Mapping[str, Tensor], target: str, k: int) -> Tensor:
         if target not in self.modalities:
@@ -184,16 +187,16 @@ class EmbeddingIndex:
         moved = {name: rows.to(device) for name, rows in given.items()}
         return self.model.score(target=target, candidates=candidates.to(device), given=moved).cpu()
 
-    def _exact(self, given: Mapping[str, Tensor], target: str, k: int) -> list[list[Hit]]:
+    def _exact(self, given: Mapping[str, Tensor], target: str, k: int, copies: bool) -> list[list[Hit]]:
         count = len(next(iter(given.values())))
         parts = [slice(first, first + QUERIES) for first in range(0, count, QUERIES)]
         best = [RunningTopK(min(part.stop, count) - part.start, min(k, self.count(target))) for part in parts]
-        for numbers, rows in self.tiles(target):
+        for numbers, rows, contents in self.tiles(target):
             for part, running in zip(parts, best, strict=True):
                 scores = self.score(target, {name: given[name][part] for name in given}, rows)
                 if not bool(scores.isfinite().all()):
                     raise MmrepError("scores are NaN or infinite", where=self.folder)
-                running.add(scores, numbers)
+                running.add(scores, numbers, None if copies else contents)
         return [hits for running in best for hits in self._hits(*running.result())]
 
     def _hits(self, scores: Tensor, numbers: Tensor) -> Iterator[list[Hit]]:

@@ -29,12 +29,18 @@ class ShardRows:
         numbers: Places of the samples in the shard; broken ones are missing.
         rows: Modality -> fp32 ``[N, D]``.
         present: Modality -> bool ``[N]``.
+        contents: Modality -> int64 ``[N]``, a digest of what was embedded: copies have the same.
     """
 
     keys: list[str]
     numbers: list[int]
     rows: dict[str, np.ndarray]
     present: dict[str, np.ndarray]
+    contents: dict[str, np.ndarray]
+
+
+Tile = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of rows that are there: their numbers in the file int64 ``[n]``, themselves ``[n, D]``, and contents int64 ``[n]``."""
 
 
 class RowFormat(Protocol):
@@ -43,10 +49,8 @@ class RowFormat(Protocol):
     def write(self, path: Path, shard: ShardRows) -> list[Path]:
         """Write beside and rename; gives the files."""
 
-    def tiles(
-        self, path: Path, modality: str, rows: int, width: int, tile: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The rows that are there, in order: their numbers int64 ``[n]`` in the file, and themselves ``[n, D]``.
+    def tiles(self, path: Path, modality: str, rows: int, width: int, tile: int) -> Iterator[Tile]:
+        """The rows that are there, in order.
 
         Args:
             path: As it was written.
@@ -63,7 +67,7 @@ class RowFormat(Protocol):
 
 
 class ParquetRows:
-    """``NAME.parquet``: columns key, number, and per modality a fixed-size list of floats, null where it is absent."""
+    """``NAME.parquet``: key, number, per modality M a fixed-size list of floats (null where it is absent) and M.content."""
 
     def write(self, path: Path, shard: ShardRows) -> list[Path]:
         pa, pq = _pyarrow()
@@ -72,6 +76,7 @@ class ParquetRows:
             flat = pa.array(np.ascontiguousarray(rows, np.float32).ravel())
             absent = pa.array(~shard.present[name])
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1], mask=absent)
+            columns[f"{name}.content"] = pa.array(shard.contents[name], pa.int64())
         final = _suffixed(path, ".parquet")
         with _beside(final) as part:
             # Floats neither compress nor repeat; checksums find a flipped bit when the page is read.
@@ -86,16 +91,14 @@ class ParquetRows:
             )
         return [final]
 
-    def tiles(
-        self, path: Path, modality: str, rows: int, width: int, tile: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def tiles(self, path: Path, modality: str, rows: int, width: int, tile: int) -> Iterator[Tile]:
         final, first = _suffixed(path, ".parquet"), 0
         with _reading(final):
-            for batch in _parquet(final).iter_batches(batch_size=tile, columns=[modality]):
-                column = batch.column(0)
+            for batch in _parquet(final).iter_batches(batch_size=tile, columns=[modality, f"{modality}.content"]):
+                column, contents = batch.column(0), batch.column(1).to_numpy(zero_copy_only=False)
                 there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
                 values = column.flatten().to_numpy(zero_copy_only=False)  # of those that are there
-                yield first + there, values.reshape(len(there), width)
+                yield first + there, values.reshape(len(there), width), contents[there]
                 first += len(batch)
             if first != rows:
                 raise ValueError(f"{first} rows in place of {rows}")
@@ -108,7 +111,7 @@ class ParquetRows:
 
 
 class NpyRows:
-    """``NAME/``: per modality M ``M.npy`` fp32 ``[N, D]`` and ``M.present.npy`` bool ``[N]``; keys and numbers as JSON."""
+    """``NAME/``: per modality M ``M.npy`` fp32 ``[N, D]``, ``M.present.npy``, ``M.content.npy``; keys and numbers as JSON."""
 
     def write(self, path: Path, shard: ShardRows) -> list[Path]:
         with _beside(path) as part:
@@ -116,23 +119,23 @@ class NpyRows:
             for name, rows in shard.rows.items():
                 np.save(part / f"{name}.npy", np.ascontiguousarray(rows, np.float32))
                 np.save(part / f"{name}.present.npy", shard.present[name])
+                np.save(part / f"{name}.content.npy", shard.contents[name])
             samples = {"keys": shard.keys, "numbers": shard.numbers}
             text = json.dumps(samples, ensure_ascii=False)
             (part / "samples.json").write_text(text, encoding="utf-8", errors="replace")
             shutil.rmtree(path, ignore_errors=True)  # what a damaged earlier run left
         return sorted(path.iterdir())
 
-    def tiles(
-        self, path: Path, modality: str, rows: int, width: int, tile: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def tiles(self, path: Path, modality: str, rows: int, width: int, tile: int) -> Iterator[Tile]:
         with _reading(path / f"{modality}.npy"):
             values = np.load(path / f"{modality}.npy", mmap_mode="r", allow_pickle=False)
             present = np.load(path / f"{modality}.present.npy", allow_pickle=False)
-            if values.shape != (rows, width) or values.dtype != np.float32 or present.shape != (rows,):
+            contents = np.load(path / f"{modality}.content.npy", allow_pickle=False)
+            if values.shape != (rows, width) or values.dtype != np.float32 or not len(present) == len(contents) == rows:
                 raise ValueError(f"{values.dtype} {values.shape} in place of float32 {(rows, width)}")
             for first in range(0, rows, tile):
                 there = np.flatnonzero(present[first : first + tile])
-                yield first + there, np.asarray(values[first : first + tile])[there]
+                yield first + there, np.asarray(values[first : first + tile])[there], contents[first + there]
 
     def samples(self, path: Path) -> tuple[list[str], list[int]]:
         with _reading(path / "samples.json"):

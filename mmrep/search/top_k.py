@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+NOTHING = -1
 
 
 class RunningTopK:
@@ -12,30 +15,45 @@ class RunningTopK:
     Args:
         queries: How many.
         k: How many candidates are kept for each.
-        device: Of the scores.
     """
 
-    def __init__(self, queries: int, k: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, queries: int, k: int) -> None:
         self.k = k
-        self.scores = torch.full((queries, k), -torch.inf, device=device)
-        self.numbers = torch.full((queries, k), -1, dtype=torch.int64, device=device)
+        self.scores = torch.full((queries, k), -torch.inf)
+        self.numbers = torch.full((queries, k), NOTHING)
+        self._contents = torch.full((queries, k), NOTHING)
 
-    def add(self, scores: Tensor, numbers: Tensor) -> None:
+    def add(self, scores: Tensor, numbers: Tensor, contents: Tensor | None = None) -> None:
         """Take a tile into account.
 
         Args:
             scores: ``[Q, T]``, finite.
             numbers: int64 ``[T]``: the candidates', which come back in the result.
+            contents: int64 ``[T]``, not negative: of candidates with equal contents, which score alike, only the first is
+                kept. All are kept where None.
         """
+        if contents is not None:
+            first = torch.from_numpy(np.sort(np.unique(contents.numpy(), return_index=True)[1]))
+            scores, numbers, contents = scores[:, first], numbers[first], contents[first]
         (better,) = (scores > self.scores[:, -1:]).any(dim=1).nonzero(as_tuple=True)
         if not len(better):
             return
+        scores = scores[better].float()
+        if contents is not None:
+            known = (self._contents[better][:, :, None] == contents).any(dim=1)
+            scores = scores.masked_fill(known, -torch.inf)
         # Earlier candidates stand first, and the order is stable: a tie keeps the earlier one.
-        together = torch.cat([self.scores[better], scores[better].float()], dim=1)
-        known = torch.cat([self.numbers[better], numbers.expand(len(better), -1)], dim=1)
+        together = torch.cat([self.scores[better], scores], dim=1)
         order = together.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
-        self.scores[better], self.numbers[better] = together.gather(1, order), known.gather(1, order)
+        self.scores[better] = together.gather(1, order)
+        self.numbers[better] = _joined(self.numbers[better], numbers).gather(1, order)
+        if contents is not None:
+            self._contents[better] = _joined(self._contents[better], contents).gather(1, order)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Scores and numbers ``[Q, k]``, best first; -inf and -1 where there were fewer than k."""
-        return self.scores, self.numbers
+        """Scores and numbers ``[Q, k]``, best first; -inf and whatever where there were fewer than k."""
+        return self.scores, self.numbers.masked_fill(self.scores == -torch.inf, NOTHING)
+
+
+def _joined(kept: Tensor, tile: Tensor) -> Tensor:
+    return torch.cat([kept, tile.expand(len(kept), -1)], dim=1)
