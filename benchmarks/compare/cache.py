@@ -133,7 +133,7 @@ def prepare(job: Job) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     dataset = ShardDataset(Samples(Index.load(job.data), job.split), encoders, train=job.train)
     samples = [dataset.load(0, job.draw, number) for number in job.numbers]
     rows = {name: torch.stack([cast(Tensor, sample.values[name]) for sample in samples]) for name in MODALITIES}
-    rows["audio"] = cast(CachedMelEncoder, encoders["audio"]).spectrogram(rows["audio"])
+    rows["audio"] = cast(CachedMelEncoder, encoders["audio"]).mel(rows["audio"]).half()
     rows["text"] = rows["text"].to(torch.int16)  # buckets fit
     wanted = [] if job.train else [GROUP, *(content_label(name) for name in MODALITIES)]
     labels = {name: [sample.labels[name] for sample in samples] for name in wanted}

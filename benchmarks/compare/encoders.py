@@ -13,24 +13,16 @@ from mmrep.encoders import ConvImageEncoder, Encoder, MelAudioEncoder, NgramText
 
 
 class CachedMelEncoder(MelAudioEncoder):
-    """`MelAudioEncoder` that takes what its first lines make: standardised log-mel spectrograms ``[B, mels, T]``."""
+    """`MelAudioEncoder` that takes the spectrograms ``[B, mels, T]`` that its ``mel`` makes of waveforms, and masks them."""
 
     @torch.no_grad()
-    def spectrogram(self, waveforms: Tensor) -> Tensor:
-        """int16 ``[B, length]`` to fp16 ``[B, mels, T]``, as `MelAudioEncoder.features` does before it masks."""
-        waveform = waveforms.float() / 32768
-        mel = (self.mel(waveform / (waveform.std(dim=1, keepdim=True) + 1e-3)) + 1e-4).log()
-        mel = (mel - mel.mean(dim=(1, 2), keepdim=True)) / (mel.std(dim=(1, 2), keepdim=True) + 1e-5)
-        spectrogram: Tensor = mel.half()
-        return spectrogram
-
-    def features(self, inputs: Tensor) -> Tensor:
+    def spectrogram(self, inputs: Tensor) -> Tensor:
         mel = inputs.float()
-        if self.training:
-            mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[1] // 5, 0.0, axis=2)[:, 0]
-            mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[2] // 8, 0.0, axis=3)[:, 0]
-        over_time = self.backbone(mel)
-        return torch.cat([over_time.mean(dim=2), over_time.amax(dim=2)], dim=1)
+        if not self.training:
+            return mel
+        mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[1] // 5, 0.0, axis=2)[:, 0]
+        masked: Tensor = AF.mask_along_axis_iid(mel[:, None], mel.shape[2] // 8, 0.0, axis=3)[:, 0]
+        return masked
 
 
 def make_encoders(settings: Settings) -> dict[str, Encoder]:

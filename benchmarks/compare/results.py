@@ -39,7 +39,7 @@ def write(path: Path, rows: Sequence[Row], settings: Settings) -> None:
     result = {
         "machine": machine(),
         "versions": versions("torch", "mmrep"),
-        "settings": {**asdict(settings), "objectives": _describe()},
+        "settings": {**asdict(settings), "objectives": describe()},
         "cells": {"planned": len(cells()), "done": sum(cell in done for cell in cells())},
         "rows": sorted(rows, key=_order),
     }
@@ -65,7 +65,8 @@ def cell_of(row: Mapping[str, Any]) -> Cell:
     return Cell(row["objective"], row["task"], row["missing"], row["seed"])
 
 
-def _describe() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
+    """The objectives as plain data."""
     return {
         name: {"loss": o.loss.__name__, "views": o.views, **{task: o.options_on(task) for task in TASKS}}
         for name, o in BY_NAME.items()
