@@ -98,7 +98,8 @@ class SeriesEncoder(Encoder):
         self.channels, self.length, self.random_window, self.given = channels, length, random_window, mean is not None
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1), persistent=False)
-        stem = nn.Sequential(nn.Conv1d(channels, width, kernel, padding=kernel // 2), nn.GroupNorm(8, width), nn.GELU())
+        # Without a norm, and shortcuts have none: what ``mean`` and ``std`` leave of the amplitude reaches the output.
+        stem = nn.Sequential(nn.Conv1d(channels, width, kernel, padding=kernel // 2), nn.GELU())
         residual = [
             Block1d((widths[max(0, s - 1)] if b == 0 else w), w, kernel, stride=2 if b == 0 else 1)
             for s, w in enumerate(widths)
