@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def summarize(ranks: np.ndarray, *, candidates: int, chance: float) -> dict[str,
     for k in KS:
         figures[f"recall@{k}"] = recall_at(ranks, k) if some else None
     figures["recall@1_ci95"] = list(share_interval(recall_at(ranks, 1), len(ranks))) if some else None
-    figures["mrr"] = float((1 / ranks).mean()) if some else None
+    figures["mrr"] = math.fsum((1 / ranks).tolist()) / len(ranks) if some else None  # in any order of the ranks
     figures["median_rank"] = float(np.median(ranks)) if some else None
     figures["chance_recall@1"] = chance if some else None
     return figures

@@ -1,0 +1,116 @@
+"""`ZeroShotEvaluation`: zero-shot figures on further data while a model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+
+from mmrep.errors import ConfigError, check_choice
+from mmrep.evaluation.retrieval import Direction
+from mmrep.evaluation.sources import class_task, open_source
+from mmrep.evaluation.zero_shot import Split, zero_shot_classification, zero_shot_retrieval
+from mmrep.model import MultimodalModel
+
+TASKS = ("classification", "retrieval")
+RETRIEVAL_FIGURES = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank")
+CLASSIFICATION_FIGURES = ("acc1", "acc5", "mean_per_class_recall", "mean_average_precision")
+
+
+class ZeroShotEvaluation(pl.Callback):
+    """Runs what ``mmrep eval`` runs after a validation, and logs its figures as ``eval/NAME/acc1``.
+
+    The ranks share the samples, each sample once, and log equal figures, so that a checkpoint may be chosen by one.
+
+    Args:
+        data: Folder or URL with an index.json, or folder of CLIP_benchmark's.
+        task: ``classification`` or ``retrieval``.
+        name: In the log; by default the last part of ``data``.
+        split: Which split.
+        every_n_epochs: How often.
+        batch_size: Samples embedded at once by each rank.
+        num_workers: Loader processes of each rank.
+        modality: What is classified, as ``image`` or ``audio+image``; in retrieval over a folder of CLIP_benchmark's, what
+            takes its pictures.
+        text_modality: What takes prompts, or captions of such a folder.
+        label: Of an index with several labels.
+        templates, classnames, language: See `mmrep.evaluation.sources.class_task`.
+        directions: Of retrieval; by default all that the loss can score.
+
+    Raises:
+        ConfigError: If the task is unknown, or a number is not positive.
+
+    Example:
+        In a config::
+
+            trainer:
+              callbacks:
+                - class_path: mmrep.modules.evaluation_callback.ZeroShotEvaluation
+                  init_args: {data: data/imagenet_val, task: classification, every_n_epochs: 5}
+    """
+
+    def __init__(
+        self,
+        data: str,
+        task: str = "retrieval",
+        *,
+        name: str | None = None,
+        split: str = "test",
+        every_n_epochs: int = 1,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        modality: str = "image",
+        text_modality: str = "text",
+        label: str | None = None,
+        templates: str | None = None,
+        classnames: str | None = None,
+        language: str | None = None,
+        directions: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("task", task, TASKS)
+        if every_n_epochs < 1 or batch_size < 1 or num_workers < 0:
+            raise ConfigError(f"every_n_epochs={every_n_epochs}, batch_size={batch_size}, num_workers={num_workers}")
+        self.data, self.task, self.split, self.every_n_epochs = data, task, split, every_n_epochs
+        self.name = name or Path(data).name
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.modality, self.text_modality, self.directions = modality, text_modality, directions
+        self.classes: dict[str, Any] = {
+            "label": label, "templates": templates, "classnames": classnames, "language": language
+        }  # fmt: skip
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out before the first step that the data are not there, or not of this task."""
+        source = open_source(self.data)
+        if self.task == "classification":
+            class_task(source, **self.classes)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if trainer.sanity_checking or (fitting and (trainer.current_epoch + 1) % self.every_n_epochs):
+            return
+        for name, value in self.evaluate(pl_module.model).items():  # type: ignore[arg-type]  # of a ContrastiveModule
+            pl_module.log(f"eval/{self.name}/{name}", value, rank_zero_only=False, sync_dist=False)
+
+    def evaluate(self, model: MultimodalModel) -> dict[str, float]:
+        """The figures by name, without those that do not exist. A collective: every rank calls it.
+
+        Args:
+            model: In evaluation mode afterwards.
+        """
+        source = open_source(self.data)
+        split = Split(source, self.split, self.batch_size, self.num_workers)
+        names = {"image": self.modality, "text": self.text_modality}
+        if self.task == "retrieval":
+            chosen = [Direction.parse(text, model.modalities) for text in self.directions or ()] or None
+            directions, _ = zero_shot_retrieval(model, split, chosen, **names)
+            figures = {f"{d}/{name}": found[name] for d, found in directions.items() for name in RETRIEVAL_FIGURES}
+        else:
+            given = tuple(sorted(set(self.modality.split("+"))))
+            task = class_task(source, **self.classes)
+            found = zero_shot_classification(model, split, task, given=given, text=self.text_modality)
+            figures = {name: found[name] for name in CLASSIFICATION_FIGURES if name in found}
+        return {name: value for name, value in figures.items() if value is not None}
