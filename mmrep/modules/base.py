@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -88,6 +89,10 @@ class ContrastiveModule(pl.LightningModule):
         super().train(mode)
         keep_frozen_in_eval(self.model)
         return self
+
+    def on_fit_start(self) -> None:
+        if self.frozen:  # as asked for
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def on_train_start(self) -> None:
         if self._random_seed is None:
