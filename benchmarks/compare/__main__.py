@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -108,9 +109,12 @@ def _results(work: partial[Row], left: Sequence[Cell], workers: int) -> Iterator
         try:
             for future in as_completed([pool.submit(work, cell) for cell in left]):
                 yield future.result()
-        except BaseException:
+        except BrokenProcessPool as error:
+            raise MmrepError(
+                "a training's process died, maybe for want of memory", fix="give fewer --workers"
+            ) from error
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _report(rows: Iterator[Row], total: int) -> Iterator[Row]:

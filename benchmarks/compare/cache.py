@@ -19,6 +19,7 @@ from benchmarks.compare.settings import MODALITIES, Settings
 from mmrep.data.dataset import GROUP, ShardDataset, content_label
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
+from mmrep.errors import DataError
 from mmrep.progress import progress
 from mmrep.stable_hash import stable_hash
 
@@ -132,6 +133,8 @@ def prepare(job: Job) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     encoders = make_encoders(job.settings)
     dataset = ShardDataset(Samples(Index.load(job.data), job.split), encoders, train=job.train)
     samples = [dataset.load(0, job.draw, number) for number in job.numbers]
+    if gaps := [sample.key for sample in samples if len(sample.values) < len(MODALITIES)]:
+        raise DataError(f"sample {gaps[0]} lacks a modality", where=job.data, fix="give complete samples: Emoji-M3")
     rows = {name: torch.stack([cast(Tensor, sample.values[name]) for sample in samples]) for name in MODALITIES}
     rows["audio"] = cast(CachedMelEncoder, encoders["audio"]).mel(rows["audio"]).half()
     rows["text"] = rows["text"].to(torch.int16)  # buckets fit

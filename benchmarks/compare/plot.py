@@ -21,6 +21,8 @@ CEILING = 50.0
 """Of pairwise scores on the joint task, in %: two emoji are named in each text."""
 GAP = 3.4
 """Least distance of two names at the ends of lines, in %."""
+ASIDE = 0.5
+"""How far each objective is moved sideways, so that the bars of all can be seen."""
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -36,8 +38,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 def _panel(axes: Any, rows: Sequence[Row], task: str) -> None:
     ends: dict[str, tuple[float, float]] = {}
-    for name, colour, marker in zip(BY_NAME, COLOURS, MARKERS, strict=True):
-        found = [(100 * share, figure(rows, name, task, share)) for share in MISSING]
+    for number, (name, colour, marker) in enumerate(zip(BY_NAME, COLOURS, MARKERS, strict=True)):
+        beside = ASIDE * (number - (len(BY_NAME) - 1) / 2)
+        found = [(100 * share + beside, figure(rows, name, task, share)) for share in MISSING]
         points = [(x, 100 * f.mean, 100 * (f.spread or 0.0)) for x, f in found if f is not None]
         if points:
             x, y, spread = zip(*points, strict=True)
@@ -51,7 +54,7 @@ def _panel(axes: Any, rows: Sequence[Row], task: str) -> None:
     if task == "joint":
         _level(axes, CEILING, "pairwise ceiling")
     axes.set(xlabel="modalities missing in training, %", title=TITLES[task], ylim=(0, 100 if not ends else None))
-    axes.set(ylabel="recall@1, %", xticks=[100 * share for share in MISSING], xlim=(-2, 100 * MISSING[-1] * 1.42))
+    axes.set(ylabel="recall@1, %", xticks=[100 * share for share in MISSING], xlim=(-3, 100 * MISSING[-1] * 1.42))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -61,12 +64,13 @@ def _level(axes: Any, height: float, name: str) -> None:
 
 
 def _name_lines(axes: Any, ends: dict[str, tuple[float, float]]) -> None:
-    """Each name at the end of its line, moved apart where lines end together."""
+    """Each name beside the end of its line, moved apart where lines end together."""
     colours = dict(zip(BY_NAME, COLOURS, strict=True))
     heights = spread_out([end[1] for end in ends.values()], GAP)
     for (name, (x, y)), height in zip(ends.items(), heights, strict=True):
-        arrow = {"arrowstyle": "-", "color": colours[name], "linewidth": 0.6}
-        axes.annotate(name, (x, y), (x + 3, height), va="center", fontsize=8, color=colours[name], arrowprops=arrow)
+        edge = max(end[0] for end in ends.values()) + 4
+        axes.plot([x, edge], [y, height], color=colours[name], linewidth=0.6, linestyle=":")
+        axes.text(edge + 0.5, height, name, va="center", fontsize=8, color=colours[name])
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:

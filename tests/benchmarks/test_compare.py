@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -231,6 +233,29 @@ def test_a_file_that_is_no_result_is_not_overwritten(
     assert "compare.json" in capsys.readouterr().err
     with pytest.raises(DataError, match="not a result"):
         results.read(tmp_path / "out" / "compare.json")
+
+
+def test_samples_with_gaps_are_refused(tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gaps of the data would add to those of the comparison, unseen."""
+    (tmp_path / "joint").symlink_to(tiny_shards)
+    words = ["--data", str(tmp_path), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path), "--task", "joint"]
+    assert compare.main([*words, "--workers", "1"], SMALL) == 2
+    assert "train-0-0003 lacks a modality" in capsys.readouterr().err
+    assert not (tmp_path / "compare.json").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_with_one_line(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "run_cell", _die)
+    assert command("--only", "GRAM", "--task", "joint", "--missing", "0", "--workers", "2") == 2
+    assert "process died" in capsys.readouterr().err.splitlines()[-1]
+
+
+def _die(cell: Cell, **_: Any) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
 
 
 @pytest.mark.parametrize("words", [("--only", "CLIP2"), ("--missing", "0.4"), ("--seeds", "9"), ("--task", "both")])
