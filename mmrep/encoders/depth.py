@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from itertools import groupby
 from typing import Any
 
 from torch import nn
 
-STEM = re.compile(r"embed|conv1|patch|cls_token|class|stem|ln_pre|norm_pre|bn1|bn2|bn3|conv2|conv3")
-"""In the names of what stands before the blocks: embeddings and first convolutions."""
+from mmrep.encoders.layers import layers_by_blocks
+
+PROJECTIONS = ("proj", "text_projection")
+"""Parameters that open_clip's towers hold themselves, beside those of their input, and that belong to the output."""
 
 
 def tower_layers(tower: nn.Module) -> list[list[nn.Parameter]]:
-    """A transformer's embeddings, each of its blocks, and what follows them; timm's towers as timm groups them.
+    """A transformer's embeddings, each of its blocks, and what follows them; timm's networks as timm groups them.
 
     Args:
-        tower: Of open_clip, timm or Hugging Face. One whose blocks are not found is one group.
+        tower: Of open_clip or timm.
     """
     trunk = getattr(tower, "trunk", tower)
     if hasattr(trunk, "group_matcher"):
         return _timm_layers(tower, trunk)
-    blocks = _blocks(tower)
-    if blocks is None:
-        return [list(tower.parameters())]
-    prefix, stack = blocks
-    outside = [(name, p) for name, p in tower.named_parameters() if not name.startswith(f"{prefix}.")]
-    before = [p for name, p in outside if STEM.search(name)]
-    after = [p for name, p in outside if not STEM.search(name)]
-    return [group for group in (before, *(list(block.parameters()) for block in stack), after) if group]
-
-
-def _blocks(tower: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The list of blocks, if one holds most parameters outside the embeddings."""
-    lists = [
-        (name, module)
-        for name, module in tower.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1
-    ]
-    if not lists:
-        return None
-    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    last = [parameter for name, parameter in tower.named_parameters(recurse=False) if name in PROJECTIONS]
+    moved = {id(parameter) for parameter in last}
+    groups = [[p for p in group if id(p) not in moved] for group in layers_by_blocks(tower)]
+    groups[-1] += last
+    return [group for group in groups if group]
 
 
 def _timm_layers(tower: nn.Module, trunk: nn.Module) -> list[list[nn.Parameter]]:
