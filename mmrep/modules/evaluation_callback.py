@@ -23,7 +23,8 @@ CLASSIFICATION_FIGURES = ("acc1", "acc5", "mean_per_class_recall", "mean_average
 class ZeroShotEvaluation(pl.Callback):
     """Runs what ``mmrep eval`` runs after a validation, and logs its figures as ``eval/NAME/acc1``.
 
-    The ranks share the samples, each sample once, and log equal figures, so that a checkpoint may be chosen by one.
+    The ranks share the samples, each sample once, and log equal figures, so that a checkpoint may be chosen by one: give
+    ``ModelCheckpoint`` the same ``every_n_epochs`` then.
 
     Args:
         data: Folder or URL with an index.json, or folder of CLIP_benchmark's.
