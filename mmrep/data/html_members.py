@@ -118,7 +118,7 @@ def _sparkline(array: np.ndarray) -> str:
     low, extent = line.min(), line.max() - line.min()
     heights = 19 - 18 * ((line - low) / extent if extent else np.full(len(line), 0.5))
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(np.linspace(0, 120, len(line)), heights, strict=True))
-    return f'<svg viewBox="0 0 120 20" preserveAspectRatio="none"><polyline points="{points}"/></svg>'
+    return f'<svg class="sparkline" viewBox="0 0 120 20" preserveAspectRatio="none"><polyline points="{points}"/></svg>'
 
 
 def _uri(kind: str, data: bytes) -> str:

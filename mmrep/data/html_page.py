@@ -29,8 +29,8 @@ th.words, td.words {{ text-align: left; }}
 .card p {{ margin: 6px 0 0; }} .card header {{ font-weight: 600; }}
 .muted, .card small {{ opacity: 0.65; font-weight: normal; }}
 img {{ display: block; max-width: 100%; }} audio {{ width: 100%; height: 34px; }}
-svg {{ display: block; width: 100%; height: 40px; }}
-polyline {{ fill: none; stroke: currentColor; stroke-width: 1; vector-effect: non-scaling-stroke; }}
+svg {{ display: block; width: 100%; }} .sparkline {{ height: 40px; }}
+.sparkline polyline {{ fill: none; stroke: currentColor; stroke-width: 1; vector-effect: non-scaling-stroke; }}
 {style}</style>
 </head>
 <body>

@@ -31,7 +31,7 @@ TICKS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 MOST_POINTS = 300
 """Of a modality, in the projection: evenly spaced ones."""
 STYLE = """\
-svg.chart { height: auto; max-width: 560px; } svg.chart polyline { vector-effect: none; }
+.chart { max-width: 560px; } .facts td { white-space: normal; overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 20px; }
 td.gap { min-width: 64px; text-align: center; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; }
@@ -82,7 +82,7 @@ def write_report(path: Path, evaluated: Evaluated, *, curves: Mapping[str, Curve
     parts = [
         f"<h1>{escape(title)}</h1>\n",
         "<h2>Model and data</h2>\n",
-        table(("", ""), facts(evaluated), (0, 1)),
+        f'<div class="facts">{table(("", ""), facts(evaluated), (0, 1))}</div>\n',
         "<h2>Retrieval</h2>\n",
         table(HEADINGS, [(name, *cells(line)) for name, line in figures.items()], (0,)),
         '<p class="muted">R@k: share of the queries with a right answer among the first k. A tie counts against the query. '
@@ -186,14 +186,21 @@ def training_charts(curves: Mapping[str, Curve]) -> Iterator[str]:
     """What the CSV of a run tells, a chart for each kind of figure that it has."""
     for title, (label, patterns) in TRAINING.items():
         shown = {
-            name: _thinned(curve)
+            _varying(name, pattern): _thinned(curve)
+            for pattern in patterns
             for name, curve in curves.items()
-            if curve and any(fnmatchcase(name, pattern) for pattern in patterns)
+            if curve and fnmatchcase(name, pattern)
         }
         if shown:
             points = [point for curve in shown.values() for point in curve]
             x = Axis.around("step", [step for step, _ in points], margin=0)
             yield line_chart(title, shown, x, Axis.around(label, [value for _, value in points]))
+
+
+def _varying(name: str, pattern: str) -> str:
+    """What stands for the ``*`` of a pattern; the whole name where there is none."""
+    before, star, after = pattern.partition("*")
+    return name.removeprefix(before).removesuffix(after) if star else name
 
 
 def _thinned(curve: Curve, most: int = 400) -> Curve:

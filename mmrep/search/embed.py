@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mmrep.batch import Batch, Input
+from mmrep.batch import Batch
 from mmrep.data.dataset import ShardDataset, content_label, make_loader
 from mmrep.data.index import Index, Shard
 from mmrep.data.reader import Samples
@@ -106,7 +104,8 @@ class EmbeddingJob:
         """Embed what is pending, a shard at a time.
 
         Args:
-            batch_size: Samples embedded at once; a batch may reach over several shards.
+            batch_size: Samples embedded at once. Batches begin anew with each shard, so that its rows do not depend, not even
+                in their last bit, on which shards are done before it.
             num_workers: Loader processes.
             advance: Called with the number of samples done.
 
@@ -114,18 +113,9 @@ class EmbeddingJob:
             The samples that could not be used; they are in the records too.
         """
         found: list[Fault] = []
-        filled = [shard for shard in self.pending if shard.samples]
         for shard in self.pending:
-            if not shard.samples:
-                self._write(shard, self._empty(), [])
-        for number, pieces in groupby(self._pieces(filled, batch_size, num_workers), key=lambda piece: piece[0]):
             faults: list[Fault] = []
-            numbers: list[int] = []
-            embeddings = embed_loader(self.model, _noting(pieces, numbers, faults), advance=advance)
-            rows = {name: rows.numpy() for name, rows in embeddings.rows.items()}
-            present = {name: mask.numpy() for name, mask in embeddings.present.items()}
-            contents = {name: embeddings.labels[content_label(name)].numpy() for name in rows}
-            self._write(filled[number], ShardRows(embeddings.keys, numbers, rows, present, contents), faults)
+            self._write(shard, self._embed(shard, faults, batch_size, num_workers, advance), faults)
             found += faults
         return found
 
@@ -188,29 +178,34 @@ class EmbeddingJob:
         )
         write_json(_record_path(self.out, shard.name), asdict(record))
 
-    def _empty(self) -> ShardRows:
-        none = {name: np.zeros((0, self.model.embed_dim), np.float32) for name in self.encoders}
-        nothing = {name: np.zeros(0, np.int64) for name in none}
-        return ShardRows([], [], none, {name: np.zeros(0, bool) for name in none}, nothing)
-
-    def _pieces(self, shards: Sequence[Shard], batch_size: int, num_workers: int) -> Iterator[tuple[int, int, Batch]]:
-        """The batches of all shards, cut where a shard ends: the shard's place, the first sample's number in it, the piece."""
-        if not shards:
-            return
-        samples = Samples(replace(self.index, splits={"pending": [shard.name for shard in shards]}), "pending")
+    def _embed(
+        self,
+        shard: Shard,
+        faults: list[Fault],
+        batch_size: int,
+        num_workers: int,
+        advance: Callable[[int], None] | None,
+    ) -> ShardRows:
+        """The rows of one shard; its broken samples are added to ``faults``."""
+        if not shard.samples:
+            return self._nothing()
+        samples = Samples(replace(self.index, splits={"shard": [shard.name]}), "shard")
         dataset = ShardDataset(samples, self.encoders, global_batch_size=batch_size, replace=True)
-        ends = np.cumsum([shard.samples for shard in shards])
-        first = 0
-        for batch in make_loader(dataset, self.encoders, num_workers=num_workers):
-            last = min(first + len(batch), int(ends[-1]))  # behind it is padding
-            start = first
-            while start < last:
-                place = int(np.searchsorted(ends, start, side="right"))
-                stop = min(last, int(ends[place]))
-                begin = int(ends[place]) - shards[place].samples
-                yield place, start - begin, _cut(batch, slice(start - first, stop - first), shards[place].name)
-                start = stop
-            first += len(batch)
+        numbers: list[int] = []
+        batches = _noting(make_loader(dataset, self.encoders, num_workers=num_workers), numbers, faults, advance)
+        embeddings = embed_loader(self.model, batches)
+        return ShardRows(
+            embeddings.keys,
+            numbers,
+            {name: rows.numpy() for name, rows in embeddings.rows.items()},
+            {name: mask.numpy() for name, mask in embeddings.present.items()},
+            {name: embeddings.labels[content_label(name)].numpy() for name in embeddings.rows},
+        )
+
+    def _nothing(self) -> ShardRows:
+        rows = {name: np.zeros((0, self.model.embed_dim), np.float32) for name in self.encoders}
+        contents = {name: np.zeros(0, np.int64) for name in rows}
+        return ShardRows([], [], rows, {name: np.zeros(0, bool) for name in rows}, contents)
 
 
 def rows_path(folder: Path, shard: str) -> Path:
@@ -229,24 +224,16 @@ def _known(chosen: Sequence[str] | None, model: MultimodalModel) -> list[str]:
     return [name for name in model.modalities if chosen is None or name in chosen]
 
 
-def _cut(batch: Batch, part: slice, shard: str) -> Batch:
-    """Some samples of a batch, all of one shard."""
-    inputs: dict[str, Input] = {}
-    for name, tensor in batch.inputs.items():
-        assert isinstance(tensor, torch.Tensor), "in evaluation a sample comes once"
-        inputs[name] = tensor[part]
-    return Batch(
-        inputs,
-        {name: mask[part] for name, mask in batch.present.items()},
-        batch.keys[part],
-        {name: label[part] for name, label in batch.labels.items()},
-        faults=[fault for fault in batch.faults if fault.shard == shard],
-    )
-
-
-def _noting(pieces: Iterator[tuple[int, int, Batch]], numbers: list[int], faults: list[Fault]) -> Iterator[Batch]:
-    """The pieces of one shard; their samples' numbers and faults are noted in passing."""
-    for _, first, piece in pieces:
-        numbers += [first + place for place, key in enumerate(piece.keys) if key]
-        faults += piece.faults
-        yield piece
+def _noting(
+    batches: Iterable[Batch], numbers: list[int], faults: list[Fault], advance: Callable[[int], None] | None
+) -> Iterator[Batch]:
+    """Batches of one shard in order; the numbers of their samples and the faults are noted in passing."""
+    first = 0
+    for batch in batches:
+        found = [first + place for place, key in enumerate(batch.keys) if key]
+        numbers += found
+        faults += batch.faults
+        first += len(batch)
+        yield batch
+        if advance is not None:
+            advance(len(found) + len(batch.faults))  # not the padding of the last batch
