@@ -106,8 +106,10 @@ def test_copies_of_one_content_are_one_hit_unless_asked_for(embedded: Path) -> N
     every = index.search({"image": row}, target="text", k=100, copies=True).hits[0]
     assert len(hits) == 6 and len(every) == index.count("text") == 80  # six texts, again and again
     assert len({round(hit.score, 5) for hit in hits}) == 6
-    first = {round(hit.score, 4): hit.key for hit in reversed(every)}
-    assert [hit.key for hit in hits] == [first[round(hit.score, 4)] for hit in hits]
+    numbers, _, contents = stored(index, "text")
+    first = numbers[np.unique(contents.numpy(), return_index=True)[1]]
+    assert {hit.key for hit in hits} == {keys_of(index)[number] for number in first.tolist()}
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert [hit.score for hit in every] == sorted((hit.score for hit in every), reverse=True)
 
 
