@@ -1,8 +1,9 @@
-"""Pictures with a class and several captions, as shards; and a small open_clip model that has seen them."""
+"""Pictures with a class and several captions, as shards; and a small open_clip model that is trained on them."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from mmrep.data.build import build_index
-from mmrep.data.index import Label, Modality
+from mmrep.data.dataset import ShardDataset, make_loader
+from mmrep.data.index import Index, Label, Modality
+from mmrep.data.reader import Samples
 from mmrep.data.writer import write_shard
+from mmrep.model import MultimodalModel
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 40), "blue": (30, 40, 220), "black": (10, 10, 10)}
 SHAPES = ("disc", "square", "bar")
@@ -76,25 +80,29 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def write_open_clip(folder: Path, count: int = 240, steps: int = 60) -> Path:
-    """An open_clip folder whose model was trained for a few steps on the pictures: far from chance, far from perfect."""
+def write_open_clip(folder: Path) -> Path:
+    """A folder of open_clip's with random weights."""
     import open_clip
 
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps(CONFIG))
     torch.manual_seed(0)
-    model = open_clip.CLIP(**CONFIG["model_cfg"])
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    images = torch.stack([transform(Image.open(io.BytesIO(picture(number)))) for number in range(count)])
-    texts = tokenizer([captions(number)[-1] for number in range(count)])
-    optimizer, loss = torch.optim.AdamW(model.parameters(), lr=1e-3), open_clip.ClipLoss()
-    model.train()
-    for _ in range(steps):
-        batch = torch.randperm(count)[:48]
-        optimizer.zero_grad()
-        loss(*model(images[batch], texts[batch])).backward()
-        optimizer.step()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    weights = open_clip.CLIP(**CONFIG["model_cfg"]).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "open_clip_model.safetensors")
     return folder
+
+
+def train(model: MultimodalModel, shards: Path, split: str, steps: int) -> None:
+    """A few steps on pictures and captions: far from chance then, far from perfect."""
+    encoders = model.by_modality
+    dataset = ShardDataset(Samples(Index.load(shards), split), encoders, global_batch_size=48, train=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.train()
+    for epoch in itertools.count():
+        for batch in make_loader(dataset, encoders, position=lambda epoch=epoch: (epoch, 0)):
+            optimizer.zero_grad()
+            model.loss(model(batch.inputs), {name: batch.present[name] for name in encoders}).loss.backward()
+            optimizer.step()
+            if not (steps := steps - 1):
+                model.eval()
+                return
