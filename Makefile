@@ -43,14 +43,20 @@ data: $(STAMP) ## Emoji-M3 mini in data/emoji_m3
 xor: $(STAMP) ## The XOR sweep of Symile and its rivals: ten minutes on two cores; JSON and plot in benchmarks/results
 	$(BIN)/python -m benchmarks.xor
 
-objectives: $(STAMP) ## Every objective on real data, one seed each: an hour on two cores; JSON in benchmarks/results
-	$(BIN)/python -m benchmarks.objectives
+swav: $(STAMP) ## SwAV on pictures alone, judged by a linear probe; JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.swav_pictures
+
+compare: $(STAMP) ## Every objective on two tasks, three seeds, modalities missing: an hour on two cores; table, plot, JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.compare
 
 bench: $(STAMP) ## Time, memory and traffic of the losses beside other packages: ten minutes; table, and JSON in benchmarks/results
 	$(BIN)/python -m benchmarks.losses
 
 bench-streaming: $(STAMP) ## CPU time of the data layer beside webdataset: three minutes; table, and JSON in benchmarks/results
 	$(BIN)/python -m benchmarks.streaming
+
+bench-retrieval: $(STAMP) ## Time and memory of ranking beside CLIP_benchmark: table, and JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.retrieval
 
 lock: $(STAMP) ## Write constraints.txt from the environment
 	@{ head -1 constraints.txt; VIRTUAL_ENV=$(VENV) $(BIN)/uv pip freeze | grep == | grep -v -E '^(mmrep|uv)=='; } > constraints.new
@@ -59,4 +65,4 @@ lock: $(STAMP) ## Write constraints.txt from the environment
 clean: ## Remove the environment and caches; data/ and runs/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help install demo test test-slow test-all format data xor objectives bench bench-streaming lock clean
+.PHONY: help install demo test test-slow test-all format data xor swav compare bench bench-streaming bench-retrieval lock clean
