@@ -31,7 +31,7 @@ TICKS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 MOST_POINTS = 300
 """Of a modality, in the projection: evenly spaced ones."""
 STYLE = """\
-.chart { max-width: 560px; } .facts td { white-space: normal; overflow-wrap: anywhere; }
+.chart { max-width: 560px; } .facts td + td { white-space: normal; overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 20px; }
 td.gap { min-width: 64px; text-align: center; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; }

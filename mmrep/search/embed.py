@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from mmrep.search.manifest import (
     write_json,
 )
 from mmrep.search.row_files import FORMATS, ShardRows, check_installed
+from mmrep.search.shard_plan import ShardPlan
 
 ROWS, MODEL = "rows", "model"
 """Below the folder: the embeddings, and the model."""
@@ -104,18 +106,24 @@ class EmbeddingJob:
         """Embed what is pending, a shard at a time.
 
         Args:
-            batch_size: Samples embedded at once. Batches begin anew with each shard, so that its rows do not depend, not even
-                in their last bit, on which shards are done before it.
+            batch_size: Samples embedded at once; a batch does not reach over the end of a shard.
             num_workers: Loader processes.
             advance: Called with the number of samples done.
 
         Returns:
             The samples that could not be used; they are in the records too.
         """
+        if not self.pending:
+            return []
+        samples = Samples(replace(self.index, splits={"pending": [shard.name for shard in self.pending]}), "pending")
+        plan = ShardPlan([samples.contents(list(self.encoders))], batch_size, seed=0, train=False)
+        dataset = ShardDataset(samples, self.encoders, plan=plan, replace=True)
+        batches = iter(make_loader(dataset, self.encoders, num_workers=num_workers))
         found: list[Fault] = []
         for shard in self.pending:
             faults: list[Fault] = []
-            self._write(shard, self._embed(shard, faults, batch_size, num_workers, advance), faults)
+            own = islice(batches, plan.batches_of(shard.samples))
+            self._write(shard, self._embed(own, faults, advance) if shard.samples else self._nothing(), faults)
             found += faults
         return found
 
@@ -178,22 +186,10 @@ class EmbeddingJob:
         )
         write_json(_record_path(self.out, shard.name), asdict(record))
 
-    def _embed(
-        self,
-        shard: Shard,
-        faults: list[Fault],
-        batch_size: int,
-        num_workers: int,
-        advance: Callable[[int], None] | None,
-    ) -> ShardRows:
-        """The rows of one shard; its broken samples are added to ``faults``."""
-        if not shard.samples:
-            return self._nothing()
-        samples = Samples(replace(self.index, splits={"shard": [shard.name]}), "shard")
-        dataset = ShardDataset(samples, self.encoders, global_batch_size=batch_size, replace=True)
+    def _embed(self, batches: Iterable[Batch], faults: list[Fault], advance: Callable[[int], None] | None) -> ShardRows:
+        """The rows of the batches of one shard; its broken samples are added to ``faults``."""
         numbers: list[int] = []
-        batches = _noting(make_loader(dataset, self.encoders, num_workers=num_workers), numbers, faults, advance)
-        embeddings = embed_loader(self.model, batches)
+        embeddings = embed_loader(self.model, _noting(batches, numbers, faults, advance))
         return ShardRows(
             embeddings.keys,
             numbers,

@@ -14,10 +14,12 @@ from mmrep.cli.embed import run, work_share
 from mmrep.data.build import build_index
 from mmrep.data.decode import decode
 from mmrep.data.index import Index
+from mmrep.data.order import Contents
 from mmrep.data.reader import Samples
 from mmrep.data.writer import write_shard
 from mmrep.errors import ConfigError, DataError, MmrepError
 from mmrep.search import EmbeddingIndex, EmbeddingJob
+from mmrep.search.shard_plan import ShardPlan
 from tests.search.conftest import embed, small
 from tests.tiny import MODALITIES, file_bytes, sample
 
@@ -208,3 +210,19 @@ def test_some_modalities_of_some_splits(tiny_shards: Path, tmp_path: Path) -> No
     with pytest.raises(MmrepError, match="no 'audio' was embedded"):
         index.search(index.model.encode(text=["red"]), target="audio")
     assert np.load(tmp_path / "out" / "rows" / "val-000000" / "image.npy").dtype == np.float32
+
+
+def test_batches_end_where_shards_end() -> None:
+    contents = Contents(np.array([[5, 0], [0, 0], [2, 2], [3, 0]]), (1, 3), None)  # type: ignore[arg-type]  # not asked
+    plan = ShardPlan([contents], 4, seed=0, train=False)
+    batches = [batch.samples.tolist() for batch in plan.batches(0)]
+    assert batches == [[0, 1, 2, 3], [4, -1, -1, -1], [5, 6, 7, 8], [9, 10, 11, -1]] and plan.num_batches == 4
+    assert [plan.batches_of(int(size)) for size in plan.sizes] == [2, 0, 1, 1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_change_nothing(tiny_shards: Path, tmp_path: Path, num_workers: int) -> None:
+    embed(small(), tiny_shards, tmp_path / "expected")
+    job = EmbeddingJob(small(), Index.load(tiny_shards), tmp_path / "out", data=str(tiny_shards))
+    assert job.run(batch_size=9, num_workers=num_workers) == [] and job.finish() is not None
+    assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
