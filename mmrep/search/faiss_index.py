@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from mmrep.errors import DataError
-from mmrep.search.manifest import NAME, read_json, write_json
+from mmrep.search.manifest import AGAIN, NAME, read_json, write_json
 
 MOST_CELLS = 65536
-LEAST_PER_CELL, MOST_PER_CELL = 39, 256
-"""Rows per cell that faiss wants to find cells by, and uses at most."""
+LEAST_PER_CELL, MOST_PER_CELL = 39, 64
+"""Rows per cell: what faiss wants at least to find cells by, and what is enough."""
 VISITED = 16
 """A query visits a sixteenth of the cells, and at least so many."""
 
@@ -65,6 +65,8 @@ def build(folder: Path, target: str, tiles: Tiles, *, rows: int, width: int) -> 
     index.cp.min_points_per_centroid = 1  # fewer only where there are fewer
     index.train(_evenly_spaced(tiles, rows, MOST_PER_CELL * cells))
     for numbers, part in tiles():
+        if not bool(part.isfinite().all()):
+            raise DataError(f"rows of '{target}' hold NaN or infinity", where=folder, fix=AGAIN)
         index.add_with_ids(part.numpy(), numbers.numpy())
     path, record = _places(folder, target)
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")

@@ -129,8 +129,6 @@ class EmbeddingIndex:
             path = rows_path(self.folder, record.name)
             for numbers, rows, contents in self._files.tiles(path, target, record.rows, width, TILE):
                 tensor = torch.from_numpy(np.require(rows, requirements="W"))
-                if not bool(tensor.isfinite().all()):
-                    raise DataError(f"rows of '{target}' hold NaN or infinity", where=path, fix=AGAIN)
                 yield torch.from_numpy(numbers) + first, tensor, torch.from_numpy(np.array(contents))
 
     @torch.inference_mode()
@@ -195,7 +193,9 @@ class EmbeddingIndex:
             for part, running in zip(parts, best, strict=True):
                 scores = self.score(target, {name: given[name][part] for name in given}, rows)
                 if not bool(scores.isfinite().all()):
-                    raise MmrepError("scores are NaN or infinite", where=self.folder)
+                    raise DataError(
+                        f"scores of '{target}' are NaN or infinite: its rows are", where=self.folder, fix=AGAIN
+                    )
                 running.add(scores, numbers, None if copies else contents)
         return [hits for running in best for hits in self._hits(*running.result())]
 

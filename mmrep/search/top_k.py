@@ -34,7 +34,8 @@ class RunningTopK:
         """
         if contents is not None:
             first = torch.from_numpy(np.sort(np.unique(contents.numpy(), return_index=True)[1]))
-            scores, numbers, contents = scores[:, first], numbers[first], contents[first]
+            if len(first) < len(contents):
+                scores, numbers, contents = scores[:, first], numbers[first], contents[first]
         (better,) = (scores > self.scores[:, -1:]).any(dim=1).nonzero(as_tuple=True)
         if not len(better):
             return

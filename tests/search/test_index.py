@@ -305,7 +305,7 @@ def test_broken_folders_are_refused_in_one_line(embedded: Path, tmp_path: Path) 
         refused(DataError, "broken embeddings .*CRC")
     else:
         rows.write_bytes(whole.replace(first_row, b"\xff" * len(first_row)))
-        refused(DataError, "NaN or infinity")
+        refused(DataError, "NaN or infinite")
     rows.write_bytes(whole)
     for content, message in (
         ("{", "broken JSON"),
