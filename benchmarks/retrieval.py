@@ -2,19 +2,23 @@
 
 Texts and pictures of 512 numbers, one caption a picture, recall@1, 5 and 10 in both directions. Theirs is what
 ``clip_benchmark.metrics.zeroshot_retrieval.evaluate`` does once it has its features, by its own functions: the matrix of all
-scores and the matrix of positive pairs, then `recall_at_k` in batches of 64. One thread, CPU time; memory is the growth of the
-peak in a fresh process. Figures of both sides are compared, too. Prints the table, writes ``retrieval.json``.
+scores and the matrix of positive pairs, then `recall_at_k` in batches of 64. Each run has a process of its own: CPU time on
+one thread, and the growth of the peak of memory. The figures of both sides must be equal. Prints the table, writes
+``retrieval.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,50 +90,67 @@ def _peer() -> Any:
 SIDES: dict[str, Callable[[Tensor, Tensor], dict[str, float]]] = {"ours": ours, "theirs": theirs}
 
 
-def timed(side: str, n: int) -> tuple[float, dict[str, float]]:
-    """CPU seconds, and the figures."""
+@dataclass(frozen=True)
+class Run:
+    """CPU seconds, MiB by which the peak of a fresh process was raised, and the figures."""
+
+    seconds: float
+    memory: float
+    metrics: dict[str, float]
+
+
+def measure(side: str, n: int) -> Run:
+    """One run in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.retrieval", "--measure", side, str(n)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Run(**json.loads(printed.splitlines()[-1]))
+
+
+def measure_here(side: str, n: int) -> Run:
+    """One run in this process, which has done nothing else."""
     images, texts = features(n)
-    SIDES[side](*features(256))  # imports and first calls
-    start = time.process_time()
-    metrics = SIDES[side](images, texts)
-    return time.process_time() - start, metrics
+    metrics: dict[str, float] = {}
+    seconds = 0.0
 
+    def step() -> None:
+        nonlocal seconds
+        start = time.process_time()
+        metrics.update(SIDES[side](images, texts))
+        seconds = time.process_time() - start
 
-def peak(side: str, n: int) -> float:
-    """MiB by which a side raises the peak of a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.retrieval", "--peak", side, str(n)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]) / 2**20
+    memory = peak_growth(lambda: SIDES[side](*features(256)), step) / 2**20
+    return Run(seconds, memory, metrics)
 
 
 def small_rows(rounds: int) -> list[Row]:
-    """Beside CLIP_benchmark; each side once or more, in turn, the faster one counts.
+    """Beside CLIP_benchmark, in turn; of each side the median run.
 
     Raises:
         RuntimeError: If the figures of the two differ.
     """
-    runs: dict[str, list[tuple[float, dict[str, float]]]] = {"ours": [], "theirs": []}
+    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side, found in runs.items():
-            found.append(timed(side, SMALL))
-    if runs["ours"][0][1] != runs["theirs"][0][1]:
-        raise RuntimeError(f"the figures differ: {runs['ours'][0][1]} and {runs['theirs'][0][1]}")
-    seconds = [min(time for time, _ in runs[side]) for side in SIDES]
+            found.append(measure(side, SMALL))
+    if runs["ours"][0].metrics != runs["theirs"][0].metrics:
+        raise RuntimeError(f"the figures differ: {runs['ours'][0].metrics} and {runs['theirs'][0].metrics}")
+    seconds = [statistics.median(run.seconds for run in runs[side]) for side in SIDES]
+    memory = [statistics.median(run.memory for run in runs[side]) for side in SIDES]
     case = f"{SMALL:,} pictures and captions, both directions"
     return [
-        Row.of(case, "CPU s", seconds[0], seconds[1], PEER, 0.5, 0.2),
-        Row.of(case, "MiB at the peak", peak("ours", SMALL), peak("theirs", SMALL), PEER, 0.05, 0.02),
+        Row.of(case, "CPU s", *seconds, PEER, 0.5, 0.2),
+        Row.of(case, "MiB at the peak", *memory, PEER, 0.05, 0.02),
     ]
 
 
 def large_rows(rounds: int) -> list[Row]:
     """What only fits because ranks are counted: the matrix of all scores alone would be 37 GiB."""
-    seconds, _ = timed("ours", LARGE)
+    run = measure("ours", LARGE)
     case, matrix = f"{LARGE:,} pictures and captions, both directions", 4 * LARGE**2 / 2**20
-    memory = peak("ours", LARGE)
     return [
-        Row.of(case, "CPU s", seconds, TIME_BOUND, "bound", 1.0),
-        Row.of(case, "MiB at the peak", memory, MEMORY_BOUND, "bound", 1.0),
-        Row.of(case, "MiB at the peak", memory, matrix, "the scores alone"),
+        Row.of(case, "CPU s", run.seconds, TIME_BOUND, "bound", 1.0),
+        Row.of(case, "MiB at the peak", run.memory, MEMORY_BOUND, "bound", 1.0),
+        Row.of(case, "MiB at the peak", run.memory, matrix, "the scores alone"),
     ]
 
 
@@ -138,14 +159,12 @@ CASES: dict[str, Callable[[int], list[Row]]] = {"20 k": small_rows, "100 k": lar
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
-    parser = comparison_parser(__doc__, RESULT, rounds=2)
-    parser.add_argument("--peak", nargs=2, metavar=("SIDE", "N"), help=argparse.SUPPRESS)
+    parser = comparison_parser(__doc__, RESULT, rounds=1)
+    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "N"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if options.peak:
-        side, n = options.peak[0], int(options.peak[1])
-        images, texts = features(n)
-        print(peak_growth(lambda: SIDES[side](*features(256)), lambda: SIDES[side](images, texts)))
+    if options.measure:
+        print(json.dumps(asdict(measure_here(options.measure[0], int(options.measure[1])))))
         return 0
     measurements = {name: partial(run, options.rounds) for name, run in CASES.items()}
     compare("Retrieval", measurements, parser, options, RESULT, ("torch", "numpy", "mmrep"))

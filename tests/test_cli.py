@@ -132,13 +132,18 @@ def test_eval_probe_stands_beside_random_weights_and_raw_input(
     assert main([*words, "--modality", "image", "--label", "label", "--out", str(out)]) == 0
     assert "random weights" in capsys.readouterr().out
     result = json.loads(out.read_text())
-    assert set(result) == {"task", "checkpoint", "data", "modality", "label", "split", "features"}
+    assert set(result) == {"task", "method", "checkpoint", "data", "modality", "label", "split", "features"}
     assert set(result["features"]) == {"trained", "random weights", "raw input"}
     assert result["features"]["trained"]["accuracy"] > 0.9  # a class is a colour
     assert result["features"]["raw input"]["features"] == 3 * 16 * 16
     assert result["features"]["trained"]["test"] == 17  # 20, of which three have no picture
     assert main([*words, "--modality", "text", "--label", "label"]) == 0
     assert "raw input" not in capsys.readouterr().out
+    for method, chosen in (("sgd", "weight_decay"), ("knn", "k")):
+        more = ["--modality", "image", "--label", "label", "--method", method, "--out", str(out), "--overwrite"]
+        assert main([*words, *more]) == 0 and chosen in capsys.readouterr().out
+        found = json.loads(out.read_text())
+        assert found["method"] == method and found["features"]["trained"]["accuracy"] > 0.9
     for wrong, message in (
         (["--modality", "img", "--label", "label"], "did you mean 'image'?"),
         (["--modality", "image", "--label", "lable"], "did you mean 'label'?"),

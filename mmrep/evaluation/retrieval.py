@@ -25,6 +25,9 @@ from mmrep.evaluation.metrics import summarize
 from mmrep.evaluation.ranks import Score, count_right_ranks, in_blocks, tile_size
 from mmrep.ops.gather import gather_rows, rank, world_size
 
+PART = 8192
+"""Rows that are looked at together."""
+
 
 class Scorer(Protocol):
     """What retrieval asks of a model or a loss: see `mmrep.losses.base.Loss.score`."""
@@ -94,7 +97,8 @@ def make_gallery(embeddings: Embeddings, target: str) -> Gallery:
         first = numbers.new_full((distinct,), len(samples)).scatter_reduce(0, inverse, numbers, "amin")
         keep = first.sort().values
         samples, groups = samples[keep], groups[keep]
-    return Gallery(embeddings.rows[target][samples], groups, samples)
+    rows = embeddings.rows[target]
+    return Gallery(rows if len(samples) == len(rows) else rows[samples], groups, samples)
 
 
 def sample_groups(embeddings: Embeddings) -> Tensor:
@@ -128,7 +132,10 @@ def retrieve(
         MmrepError: On rows that are not finite: NaN compares as false, and would count as a perfect rank.
     """
     for name, rows in embeddings.rows.items():
-        if not bool(rows[embeddings.present[name]].isfinite().all()):
+        finite = [
+            part.isfinite().all(dim=1) for part in rows.split(PART)
+        ]  # in parts: it takes as much memory as they do
+        if finite and not bool(torch.cat(finite)[embeddings.present[name]].all()):
             raise MmrepError(
                 f"embeddings of '{name}' hold NaN or infinity", fix="the model has diverged; lower the learning rate"
             )
