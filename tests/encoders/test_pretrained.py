@@ -139,9 +139,9 @@ def test_a_frozen_pretrained_tower_beats_the_same_run_from_scratch(
 ) -> None:
     """The same pictures, steps and batches. From scratch everything is trained, at the better of two rates."""
     frozen = digit_accuracy(lite0[0], 1e-2, tmp_path)
-    scratch = max(digit_accuracy(None, lr, tmp_path) for lr in (1e-3, 5e-3))
+    scratch = max(digit_accuracy(None, lr, tmp_path) for lr in (5e-3, 2e-2))
     print(f"\nfrozen {frozen:.2f}, from scratch {scratch:.2f}")
-    assert frozen > 0.6 and frozen > scratch + 0.08  # chance is 0.1
+    assert frozen > 0.6 and frozen > scratch + 0.2  # chance is 0.1
 
 
 def emoji_names() -> list[tuple[str, str]]:
