@@ -68,7 +68,8 @@ class LogMel(MelSpectrogram):
         # Power spectra overflow half precision.
         with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
             samples = waveform.float() / 32768
-            mel = (super().forward(samples / (samples.std(dim=1, keepdim=True) + 1e-3)) + 1e-4).log()
+            power = super().forward(samples / (samples.std(dim=1, keepdim=True) + 1e-3))
+            mel: Tensor = (power + 1e-4).log()
             mel = (mel - mel.mean(dim=(1, 2), keepdim=True)) / (mel.std(dim=(1, 2), keepdim=True) + 1e-5)
             if masked:
                 mel = AF.mask_along_axis_iid(mel[:, None], mel.shape[1] // 5, 0.0, axis=2)[:, 0]
@@ -148,8 +149,17 @@ class MelAudioEncoder(MelEncoder):
         random_window: bool = False,
         **head: Any,
     ) -> None:
-        front = {"seconds": seconds, "rate": rate, "mels": mels, "augment": augment, "random_window": random_window}
-        super().__init__(embed_dim, 2 * width, {"width": width}, **front, **head)
+        super().__init__(
+            embed_dim,
+            2 * width,
+            {"width": width},
+            seconds=seconds,
+            rate=rate,
+            mels=mels,
+            augment=augment,
+            random_window=random_window,
+            **head,
+        )
         layers: list[nn.Module] = []
         for before in (mels, width, width):
             layers += [nn.Conv1d(before, width, 5, stride=2, padding=2), nn.GroupNorm(8, width), nn.GELU()]

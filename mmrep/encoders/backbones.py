@@ -116,7 +116,7 @@ def timm_preprocessing(network: nn.Module, image_size: int | None) -> Preprocess
     Raises:
         ConfigError: If they are not square, or are framed.
     """
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     config = resolve_data_config({} if image_size is None else {"img_size": image_size}, model=network)
     height, width = config["input_size"][1:]

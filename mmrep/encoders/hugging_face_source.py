@@ -81,10 +81,11 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _encoder_of(whole: Any) -> nn.Module:
-    network: nn.Module = whole.get_encoder() if whole.config.is_encoder_decoder else whole
+    network = whole.get_encoder() if whole.config.is_encoder_decoder else whole
     if getattr(network, "pooler", None) is not None:
         network.pooler = None  # never used here, and a parameter without gradient stops DDP
-    return network
+    encoder: nn.Module = network
+    return encoder
 
 
 def read_network_weights(source: str) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     """The blocks of a module, and what is not in one, in order."""
     for child in module.children():
         if _is_sequence(child):
-            yield from ((block, True) for block in child if any(True for _ in block.parameters()))
+            yield from ((block, True) for block in child.children() if any(True for _ in block.parameters()))
         elif any(_is_sequence(inner) for inner in child.modules()):
             yield nn.ParameterList(child.parameters(recurse=False)), False
             yield from _parts(child)

@@ -80,7 +80,7 @@ def merge_adapters(module: nn.Module) -> nn.Module:
             parent, _, own = name.rpartition(".")
             setattr(module.get_submodule(parent), own, part.get_base_layer())
         elif parametrize.is_parametrized(part):
-            for weight in [w for w, steps in part.parametrizations.items() if isinstance(steps[0], LowRank)]:  # type: ignore[union-attr,operator,index]  # a ModuleDict of lists
+            for weight in [w for w, steps in part.parametrizations.items() if isinstance(steps[0], LowRank)]:
                 parametrize.remove_parametrizations(part, weight, leave_parametrized=True)
     for encoder in (part for part in module.modules() if isinstance(part, Encoder)):
         encoder.settings.pop("lora", None)

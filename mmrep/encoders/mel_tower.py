@@ -50,8 +50,17 @@ class MelTowerAudioEncoder(MelEncoder):
         frames = round(seconds * rate) // (rate // 50)
         sizes = image_size_options(architecture, (mels, frames))
         tower = create_timm(architecture, pretrained, in_chans=1, **sizes)
-        front = {"seconds": seconds, "rate": rate, "mels": mels, "augment": augment, "random_window": random_window}
-        super().__init__(embed_dim, output_width(tower), {"architecture": architecture}, **front, **head)
+        super().__init__(
+            embed_dim,
+            output_width(tower),
+            {"architecture": architecture},
+            seconds=seconds,
+            rate=rate,
+            mels=mels,
+            augment=augment,
+            random_window=random_window,
+            **head,
+        )
         self.frames, self.tower = frames, tower
 
     def features(self, inputs: Tensor) -> Tensor:
