@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 PICTURE = Image.fromarray((np.random.default_rng(0).random((200, 150, 3)) * 255).astype(np.uint8))
@@ -53,6 +54,7 @@ def write_text_source(folder: Path, kind: str = "bert", **changed: Any) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special).save_pretrained(folder)
     ids = {f"{name}_token_id": 0 for name in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(kind, **{"vocab_size": len(words), **ids, **TEXT_NETWORKS[kind], **changed})
+    torch.manual_seed(0)  # whatever ran before
     AutoModel.from_config(config).save_pretrained(folder)
     return folder
 
@@ -67,5 +69,6 @@ def write_audio_source(folder: Path, kind: str) -> Path:
     }
     extractors.get(kind, transformers.Wav2Vec2FeatureExtractor()).save_pretrained(folder)
     config = transformers.AutoConfig.for_model(kind, **AUDIO_NETWORKS[kind])
+    torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     return folder

@@ -104,9 +104,9 @@ CASES: dict[str, tuple[Callable[[Sources], Encoder], Callable[..., Any], int, fl
     "vectors": (lambda _: FeaturesEncoder(EMBED, size=12, layers=0, head_width=64), vector, 120, 5e-3),
     "timm": (lambda _: TimmImageEncoder(EMBED, "test_vit", image_size=32), picture, 180, 3e-3),
     "timm bn": (lambda _: TimmImageEncoder(EMBED, "test_resnet", image_size=32), picture, 120, 3e-3),
-    "torchvision": (lambda _: small_torchvision(), colour, 150, 1e-2),
+    "torchvision": (lambda _: small_torchvision(), colour, 60, 3e-3),
     "text": (lambda s: HFTextEncoder(EMBED, s("bert"), length=8), words, 120, 1e-2),
-    "waveform": (lambda s: HFAudioEncoder(EMBED, s("wav2vec2"), seconds=0.5), chord, 150, 5e-3),
+    "waveform": (lambda s: HFAudioEncoder(EMBED, s("wav2vec2"), seconds=0.5), chord, 150, 1e-2),
     "ast": (lambda s: HFAudioEncoder(EMBED, s("audio-spectrogram-transformer"), seconds=0.5), chord, 120, 5e-3),
     "whisper": (lambda s: HFAudioEncoder(EMBED, s("whisper"), seconds=1.0), sound, 150, 5e-3),
     "mel tower": (
@@ -127,9 +127,9 @@ def tabular() -> TabularEncoder:
 
 
 def small_torchvision() -> TorchvisionImageEncoder:
-    encoder = TorchvisionImageEncoder(EMBED, "shufflenet_v2_x0_5")
+    encoder = TorchvisionImageEncoder(EMBED, "resnet18")
     settings = encoder.settings["preprocessing"] | {"size": 32, "resize": 32}
-    return TorchvisionImageEncoder(EMBED, "shufflenet_v2_x0_5", preprocessing=settings)
+    return TorchvisionImageEncoder(EMBED, "resnet18", preprocessing=settings)
 
 
 def recall(make: Callable[[], Encoder], draw: Callable[..., Any], steps: int, lr: float, shuffled: bool) -> float:
