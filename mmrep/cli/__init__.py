@@ -29,8 +29,8 @@ data
 
 evaluate
   eval retrieval --checkpoint RUN --data SHARDS [--split S] [--out FILE.json] [--picture FILE.png]
-  eval probe --checkpoint RUN --data SHARDS --modality image --label NAME [--split S] [--out FILE.json]
-  eval classification --checkpoint RUN --data SHARDS --label NAME [--templates FILE] [--out FILE.json]
+  eval probe --checkpoint RUN --data SHARDS --modality image --label NAME [--method ridge|sgd|knn] [--out FILE.json]
+  eval classification --checkpoint RUN --data SHARDS [--label NAME] [--templates FILE | --language de] [--out FILE.json]
   eval report --checkpoint RUN --data SHARDS --out FILE.html            one page: tables, curves, examples
 
 search

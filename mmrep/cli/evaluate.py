@@ -1,4 +1,4 @@
-"""``mmrep eval``: a checkpoint on held-out shards, by zero-shot retrieval or classification, or by a probe."""
+"""``mmrep eval``: a checkpoint on held-out shards, by zero-shot retrieval or classification, by a probe, or as a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrep.cli import classification, probe
+from mmrep.cli import classification, probe, report
 from mmrep.errors import ConfigError
 from mmrep.progress import progress
 
@@ -16,6 +16,9 @@ from mmrep.progress import progress
 def run(arguments: list[str]) -> int:
     """Run ``eval ...``."""
     options = _parser().parse_args(arguments[1:])
+    if options.task == "report":
+        report.evaluate_report(options)
+        return 0
     theirs = getattr(options, "out_clip_benchmark", None)
     out, out_clip_benchmark = (Path(file) if file else None for file in (options.out, theirs))
     for path in (out, out_clip_benchmark):
@@ -45,7 +48,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmrep eval", description="Evaluate a checkpoint on held-out shards.")
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="retrieval|classification|probe")
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="retrieval|classification|probe|report")
     retrieval = tasks.add_parser("retrieval", help="recall@k in every direction, by the model's own score")
     _add_common(retrieval)
     retrieval.add_argument(
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     probing = tasks.add_parser("probe", help="what is read off frozen features, beside random weights")
     _add_common(probing)
     probe.add_options(probing)
+    report.add_report_parser(tasks)
     return parser
 
 

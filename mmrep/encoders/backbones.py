@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+from mmrep.encoders.hub import without_waiting
 from mmrep.errors import CheckpointError, ConfigError, did_you_mean
 from mmrep.weights import load_weights, read_weights
 
@@ -59,7 +60,10 @@ def create_timm(architecture: str, pretrained: bool | str, **options: Any) -> nn
             f"timm has no architecture '{architecture}'", fix=did_you_mean(architecture, timm.list_models())
         )
     try:
-        network: nn.Module = timm.create_model(architecture, pretrained=pretrained is True, num_classes=0, **options)
+        with without_waiting():
+            network: nn.Module = timm.create_model(
+                architecture, pretrained=pretrained is True, num_classes=0, **options
+            )
     except Exception as error:  # an unknown tag, or no network: of the hub's client, urllib, or timm's own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         if pretrained is not True:

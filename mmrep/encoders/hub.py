@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,10 +24,7 @@ def fetch_from_hub(repository: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    cached = not online()
-    return fetched(
-        lambda: snapshot_download(repository, allow_patterns=list(WANTED), local_files_only=cached), repository
-    )
+    return fetched(lambda: snapshot_download(repository, allow_patterns=list(WANTED)), repository)
 
 
 def fetch_pretrained(known: Mapping[str, Any], name: str) -> Path:
@@ -68,7 +66,8 @@ def fetched(fetch: Callable[[], Any], name: str) -> Path:
         CheckpointError: In one line, whatever it raised.
     """
     try:
-        return Path(fetch())
+        with without_waiting():
+            return Path(fetch())
     except Exception as error:  # offline, no such repository, no access: the hub's client has a dozen types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         told = f"cannot be fetched ({type(error).__name__}: {reason[:120]})"
@@ -77,6 +76,19 @@ def fetched(fetch: Callable[[], Any], name: str) -> Path:
             where=name,
             fix="check the name and the network, or download the files by hand and give their folder",
         ) from error
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Tell the hub's client that there is no network, where there is none: it looks into its cache and does not try again."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not online()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def online() -> bool:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mmrep.encoders.hub import without_waiting
 from mmrep.errors import CheckpointError, ConfigError
 from mmrep.weights import CONVERT
 
@@ -159,7 +160,7 @@ def fetch(what: str, source: str, load: Callable[[], Loaded]) -> Loaded:
     """
     require_transformers()
     try:
-        with quiet():
+        with quiet(), without_waiting():
             return load()
     except (pickle.UnpicklingError, OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrep.encoders.hub import fetch_from_hub, fetch_pretrained, online
+from mmrep.encoders.hub import fetch_from_hub, fetch_pretrained, without_waiting
 from mmrep.errors import CheckpointError, ConfigError, did_you_mean
 from mmrep.weights import load_weights, read_weights
 
@@ -208,15 +208,16 @@ def text_files(source: OpenClipSource) -> dict[str, str]:
         from transformers import AutoConfig, AutoTokenizer
     except ImportError as error:
         raise ConfigError(f"{source.name} needs transformers", fix="pip install 'mmrep[hf]'") from error
-    options = {"trust_remote_code": False, "local_files_only": not online()}
+    options = {"trust_remote_code": False}
     try:
-        with tempfile.TemporaryDirectory() as made:
+        with tempfile.TemporaryDirectory() as made, without_waiting():
             if text.get("hf_tokenizer_name"):
                 place = source.folder or text["hf_tokenizer_name"]
                 AutoTokenizer.from_pretrained(place, **options).save_pretrained(made)
             files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(made).iterdir())}
         if text.get("hf_model_name"):
-            config = AutoConfig.from_pretrained(text["hf_model_name"], **options).to_dict()
+            with without_waiting():
+                config = AutoConfig.from_pretrained(text["hf_model_name"], **options).to_dict()
             config.pop("auto_map", None)  # names code at the hub
             files["config.json"] = json.dumps(config)
     except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
