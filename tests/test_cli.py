@@ -371,3 +371,38 @@ def test_a_blend_in_the_yaml(home: Path, tiny_shards: Path, tmp_path: Path, caps
     (tmp_path / "blend.yaml").write_text(yaml.safe_dump(config))
     assert main([*start, "--name", "wrong"]) == 2
     assert "unknown key 'wieght'; did you mean 'weight'?" in one_line(capsys)
+
+
+def test_a_trained_model_is_classified_reported_searched_and_exported(
+    home: Path, tiny_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command after training, by its name, on one run."""
+    run, data = str(home / "runs" / "base"), str(tiny_shards)
+    out = home / "after"
+    words = ["--checkpoint", run, "--data", data]
+    assert main(["eval", "classification", *words, "--label", "label", "--out", str(out / "classes.json")]) == 0
+    assert json.loads((out / "classes.json").read_text())["classes"] == 6
+    assert main(["eval", "report", *words, "--out", str(out / "report.html")]) == 0
+    assert "audio+text-&gt;image" in (out / "report.html").read_text()
+    assert main(["embed", *words, "--split", "test", "--out", str(out / "embedded")]) == 0
+    query = ["--text", "a red thing 0", "-k", "3", "--out", str(out / "hits.json"), "--html", str(out / "hits.html")]
+    assert main(["search", "--index", str(out / "embedded"), "--target", "image", *query]) == 0
+    assert json.loads((out / "hits.json").read_text()) and (out / "hits.html").is_file()
+    assert (
+        main(["export", "--checkpoint", run, "--out", str(out / "model"), "--result", str(out / "classes.json")]) == 0
+    )
+    assert "classification on" in (out / "model" / "README.md").read_text()
+    assert set(mmrep.load(out / "model").modalities) == {"image", "text", "audio"}
+    capsys.readouterr()
+    for wrong, message in [
+        (["eval", "report", "--checkpoint", run, "--data", data, "--out", str(out / "report.html")], "the page exists"),
+        (["search", "--index", str(out), "--text", "x"], "manifest"),
+        (["embed", "--checkpoint", run, "--data", str(home), "--out", str(out / "no")], "index.json"),
+        (["eval", "classification", *words, "--label", "lable"], "did you mean 'label'"),
+        (["exprot"], "did you mean 'export'"),
+    ]:
+        assert main(wrong) == 2
+        assert message in one_line(capsys), wrong
+    with pytest.raises(SystemExit):  # argparse, for words that it does not know
+        main(["search", "--index", str(out / "embedded"), "--video", "x"])
+    assert "unrecognized" in capsys.readouterr().err
