@@ -63,3 +63,14 @@ def test_the_page_says_what_was_measured() -> None:
     for row in json.loads(RESULT.read_text())["rows"]:
         line = f"| {row['case']} | {row['metric']} | {row['ours']:,.1f} | {row['theirs']:,.1f} | {row['theirs_is']} |"
         assert line in page, line
+
+
+def test_readme_and_docs_have_the_measured_rows() -> None:
+    rows = json.loads(RESULT.read_text())["rows"]
+    lines = [
+        f"| {row['case']} | {row['metric']} | {row['ours']:.1f} | {row['theirs']:,.1f} | {row['theirs_is']} | {row['ratio']:.3f} |"
+        for row in rows
+    ]
+    for page in ("README.md", "docs/evaluation.md"):
+        text = (RESULT.parents[2] / page).read_text()
+        assert all(line in text for line in lines), page
