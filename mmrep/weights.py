@@ -19,9 +19,8 @@ from mmrep.errors import CheckpointError
 WRAPPERS = ("module.", "_orig_mod.")
 """What DDP and torch.compile put before every name."""
 CONVERT = (
-    'if you trust where it comes from, convert it once: python -c "import torch; from safetensors.torch import save_file; '
-    "c = torch.load('FILE', map_location='cpu', weights_only=False); "
-    "save_file({k: v.contiguous() for k, v in c.get('state_dict', c).items()}, 'weights.safetensors')\""
+    "convert it where it was made, or where you trust it: save the weights alone, "
+    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
 
 
