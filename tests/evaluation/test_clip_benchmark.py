@@ -13,6 +13,7 @@ import pytest
 import mmrep
 from benchmarks import clip_benchmark_peer
 from data_prep.clip_benchmark import convert
+from data_prep.emoji_m3.__main__ import main as build_emoji_m3
 from mmrep.cli import main
 from mmrep.interop.open_clip import export_open_clip
 from tests.evaluation.pictures import train, write_open_clip, write_pictures
@@ -32,17 +33,15 @@ class Case:
 @pytest.fixture(scope="module", params=["drawn", "emoji-m3"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A small open_clip model with random weights, loaded, trained, saved and exported by mmrep."""
-    try:
-        clip_benchmark_peer.overlay()
-    except OSError as error:
-        pytest.skip(str(error))
-    if request.param == "emoji-m3" and not EMOJI.is_dir():
-        pytest.skip("make data")
+    clip_benchmark_peer.overlay()
     root = tmp_path_factory.mktemp(request.param)
-    shards, split, train_split = (
-        (EMOJI, "test_both", "train") if request.param == "emoji-m3" else (None, "test", "test")
-    )
-    shards = shards or write_pictures(root / "shards")
+    if request.param == "drawn":
+        shards, split, train_split = write_pictures(root / "shards"), "test", "test"
+    else:
+        shards, split, train_split = EMOJI, "test_both", "train"
+        if not (EMOJI / "index.json").is_file():
+            assert build_emoji_m3(["--out", str(root), "--size", "mini", "--task", "plain"]) == 0
+            shards = root / "plain"
     assert convert(shards, split, root / "classes", label="label") >= 240
     assert convert(shards, split, root / "captions") >= 60
     model = mmrep.load(f"open_clip:local-dir:{write_open_clip(root / 'random')}")
