@@ -395,7 +395,12 @@ def test_a_trained_model_is_classified_reported_searched_and_exported(
     assert set(mmrep.load(out / "model").modalities) == {"image", "text", "audio"}
     capsys.readouterr()
     for wrong, message in [
-        (["eval", "report", "--checkpoint", run, "--data", data, "--out", str(out / "report.html")], "the page exists"),
+        (
+            ["eval", "report", "--checkpoint", run, "--data", data, "--out", str(out / "report.html")],
+            "the result exists",
+        ),
+        (["eval", "report", *words], "add --out FILE.html"),
+        (["export", "--checkpoint", run, "--out", str(out / "report.html" / "below")], "cannot be read or written"),
         (["search", "--index", str(out), "--text", "x"], "manifest"),
         (["embed", "--checkpoint", run, "--data", str(home), "--out", str(out / "no")], "index.json"),
         (["eval", "classification", *words, "--label", "lable"], "did you mean 'label'"),

@@ -78,6 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if debug or error.errno is None or isinstance(error, ConnectionError):  # not of a file: no permission, no room
+            raise
+        place = f" [{error.filename}]" if error.filename is not None else ""
+        print(f"mmrep: error: cannot be read or written ({error.strerror}){place}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -24,12 +24,7 @@ from mmrep.progress import progress
 def run(arguments: list[str]) -> int:
     """Run ``data ...``."""
     options = _parser().parse_args(arguments[1:])
-    try:
-        return {"index": _index, "check": _check, "stats": _stats}[options.action](options)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # no permission, no room
-        raise DataError(f"cannot be read or written ({error.strerror or error})", where=error.filename) from error
+    return {"index": _index, "check": _check, "stats": _stats}[options.action](options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmrep.errors import ConfigError, DataError, Fault
+from mmrep.errors import ConfigError, Fault
 from mmrep.progress import progress
 
 MOST_LISTED = 10
@@ -21,12 +21,7 @@ def run(arguments: list[str]) -> int:
     worker, workers = work_share(options.shard_index, options.num_shards, os.environ)
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size {options.batch_size}", fix="use at least 1")
-    try:
-        return _embed(options, worker, workers)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # no permission, no room
-        raise DataError(f"cannot be read or written ({error.strerror or error})", where=error.filename) from error
+    return _embed(options, worker, workers)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,9 +16,6 @@ from mmrep.progress import progress
 def run(arguments: list[str]) -> int:
     """Run ``eval ...``."""
     options = _parser().parse_args(arguments[1:])
-    if options.task == "report":
-        report.evaluate_report(options)
-        return 0
     theirs = getattr(options, "out_clip_benchmark", None)
     out, out_clip_benchmark = (Path(file) if file else None for file in (options.out, theirs))
     for path in (out, out_clip_benchmark):
@@ -30,9 +27,10 @@ def run(arguments: list[str]) -> int:
         "retrieval": evaluate_retrieval,
         "classification": classification.evaluate_classification,
         "probe": probe.evaluate_probe,
+        "report": report.evaluate_report,
     }[options.task]
     result = evaluate(options)
-    if out is not None:
+    if out is not None and options.task != "report":  # whose --out is a page
         _write(out, result)
     if out_clip_benchmark is not None:
         from mmrep.evaluation.clip_benchmark_json import clip_benchmark_json
@@ -71,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     probing = tasks.add_parser("probe", help="what is read off frozen features, beside random weights")
     _add_common(probing)
     probe.add_options(probing)
-    report.add_report_parser(tasks)
+    page = tasks.add_parser("report", help="one page (--out FILE.html) with tables, curves, examples and a projection")
+    _add_common(page)
+    report.add_options(page)
     return parser
 
 
@@ -81,7 +81,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", required=True, help="folder of shards with an index.json, or of CLIP_benchmark's")
     parser.add_argument("--split", default="test", help="which split (default: test)")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="write the figures as JSON; of a report, the page")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument("--batch-size", type=int, default=256, help="samples embedded at once")
     parser.add_argument("--num-workers", type=int, default=0, help="loader processes")
@@ -108,14 +108,7 @@ def evaluate_retrieval(options: argparse.Namespace) -> dict[str, Any]:
     split = Split(source, options.split, options.batch_size, options.num_workers, progress)
     names = {"image": options.modality, "text": options.text_modality}
     figures, embeddings = zero_shot_retrieval(model, split, directions, **names)
-    result = {
-        "task": "retrieval",
-        "checkpoint": str(options.checkpoint),
-        "data": str(options.data),
-        "split": options.split,
-        "n": len(embeddings),
-        "directions": figures,
-    }
+    result = report.retrieval_result(options, len(embeddings), figures)
     print_table(result)
     if options.picture and isinstance(source, Index):
         shown = options.picture_direction

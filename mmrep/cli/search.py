@@ -23,12 +23,7 @@ def run(arguments: list[str]) -> int:
         place = getattr(options, option)
         if place and Path(place).exists() and not options.overwrite:
             raise ConfigError("the file exists", where=place, fix=f"add --overwrite, or another --{option}")
-    try:
-        return _search(options)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # no permission, no room
-        raise DataError(f"cannot be read or written ({error.strerror or error})", where=error.filename) from error
+    return _search(options)
 
 
 def _parser() -> argparse.ArgumentParser:

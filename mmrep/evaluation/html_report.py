@@ -21,7 +21,8 @@ from mmrep.evaluation.embeddings import Embeddings
 from mmrep.evaluation.examples_page import examples
 from mmrep.evaluation.geometry import geometry
 from mmrep.evaluation.projection import project
-from mmrep.evaluation.retrieval import Direction, answerable, count_ranks, make_gallery, retrieve
+from mmrep.evaluation.report import HEADINGS, retrieval_cells
+from mmrep.evaluation.retrieval import Direction, Ranked, rank_queries
 from mmrep.evaluation.svg import Axis, Point, line_chart, scatter
 from mmrep.model import MultimodalModel
 
@@ -76,26 +77,26 @@ def write_report(path: Path, evaluated: Evaluated, *, curves: Mapping[str, Curve
         MmrepError: On embeddings that are not finite, or a shard that cannot be read.
     """
     embeddings, model = evaluated.embeddings, evaluated.model
-    figures = retrieve(embeddings, model)
-    directions = [Direction.parse(name, list(embeddings.rows)) for name in figures]
+    ranked = rank_queries(embeddings, model)
+    figures = {str(direction): found.figures() for direction, found in ranked.items()}
     title = f"Report of {evaluated.name}"
     parts = [
         f"<h1>{escape(title)}</h1>\n",
         "<h2>Model and data</h2>\n",
         f'<div class="facts">{table(("", ""), facts(evaluated), (0, 1))}</div>\n',
         "<h2>Retrieval</h2>\n",
-        table(HEADINGS, [(name, *cells(line)) for name, line in figures.items()], (0,)),
+        table(HEADINGS, [(name, *retrieval_cells(line)) for name, line in figures.items()], (0,)),
         '<p class="muted">R@k: share of the queries with a right answer among the first k. A tie counts against the query. '
         "95 %: bootstrap interval of R@1.</p>\n",
         "<h2>Recall over k</h2>\n",
-        *_charts(recall_charts(embeddings, model, directions)),
+        *_charts(recall_charts(ranked)),
         "<h2>Training</h2>\n" if curves else "",
         *(_charts(training_charts(curves)) if curves else []),
         "<h2>Where the embeddings lie</h2>\n",
         gap_table(embeddings),
         *_charts([projection_chart(embeddings)]),
         "<h2>Examples</h2>\n",
-        *examples(embeddings, model, evaluated.samples, directions, queries),
+        *examples(embeddings, model, evaluated.samples, list(ranked), queries),
     ]
     write_page(path, title, parts, style=STYLE)
     return figures
@@ -124,42 +125,14 @@ def _described(part: Mapping[str, Any]) -> str:
     return f"{part['class']}({settings})"
 
 
-HEADINGS = (
-    "direction",
-    "queries",
-    "candidates",
-    "R@1 %",
-    "95 %",
-    "R@5 %",
-    "R@10 %",
-    "MRR",
-    "median rank",
-    "chance R@1 %",
-)
-
-
-def cells(figures: Mapping[str, Any]) -> list[str]:
-    """The figures of one direction under `HEADINGS`, but for its name."""
-    counts = [str(figures["queries"]), str(figures["candidates"])]
-    if not figures["queries"]:
-        return [*counts, *["\N{EN DASH}"] * 7]
-    low, high = figures["recall@1_ci95"]
-    recalls = [f"{100 * figures[f'recall@{k}']:.1f}" for k in (1, 5, 10)]
-    recalls.insert(1, f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}")
-    last = [f"{figures['mrr']:.3f}", f"{figures['median_rank']:g}", f"{100 * figures['chance_recall@1']:.2f}"]
-    return [*counts, *recalls, *last]
-
-
-def recall_charts(embeddings: Embeddings, model: MultimodalModel, directions: Sequence[Direction]) -> Iterator[str]:
+def recall_charts(ranked: Mapping[Direction, Ranked]) -> Iterator[str]:
     """Recall over k, a chart for each target, a line for each direction."""
-    for target in dict.fromkeys(direction.target for direction in directions):
-        gallery = make_gallery(embeddings, target)
-        curves = {}
-        for direction in directions:
-            asking = answerable(embeddings, direction)
-            if direction.target == target and len(asking):
-                ranks = count_ranks(embeddings, model, direction, gallery, asking)
-                curves[str(direction)] = recall_curve(ranks.cpu().numpy(), min(MOST_K, len(gallery.groups)))
+    for target in dict.fromkeys(direction.target for direction in ranked):
+        curves = {
+            str(direction): recall_curve(found.ranks, min(MOST_K, found.candidates))
+            for direction, found in ranked.items()
+            if direction.target == target and len(found.ranks)
+        }
         if curves:
             most = max(len(curve) for curve in curves.values())
             x = Axis("k", 1, max(2, most), log=True, ticks=tuple(tick for tick in TICKS if tick <= max(2, most)))

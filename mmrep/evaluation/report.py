@@ -25,6 +25,19 @@ from mmrep.evaluation.retrieval import (
 )
 
 TOP = 5
+HEADINGS = (
+    "direction",
+    "queries",
+    "candidates",
+    "R@1 %",
+    "95 %",
+    "R@5 %",
+    "R@10 %",
+    "MRR",
+    "median rank",
+    "chance R@1 %",
+)
+"""Of the retrieval table, wherever it is shown."""
 RIGHT, WRONG = "#1a9641", "#d7191c"
 
 
@@ -34,11 +47,10 @@ def print_table(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{result['checkpoint']} on {result['data']} ({result['split']}, {result['n']} samples)")
-    table.add_column("direction")
-    for heading in ("queries", "candidates", "R@1 %", "95 %", "R@5 %", "R@10 %", "MRR", "median rank", "chance R@1 %"):
-        table.add_column(heading, justify="right")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "direction" else "right")
     for direction, figures in result["directions"].items():
-        table.add_row(direction, str(figures["queries"]), str(figures["candidates"]), *_cells(figures))
+        table.add_row(direction, *retrieval_cells(figures))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
@@ -85,11 +97,14 @@ def print_probe(result: Mapping[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _cells(figures: Mapping[str, Any]) -> list[str]:
+def retrieval_cells(figures: Mapping[str, Any]) -> list[str]:
+    """The figures of one direction under `HEADINGS`, but for its name."""
+    counts = [str(figures["queries"]), str(figures["candidates"])]
     if not figures["queries"]:
-        return ["-"] * 7
+        return [*counts, *["-"] * 7]
     low, high = figures["recall@1_ci95"]
     return [
+        *counts,
         f"{100 * figures['recall@1']:.1f}",
         f"{100 * low:.1f}-{100 * high:.1f}",
         f"{100 * figures['recall@5']:.1f}",

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,6 +109,19 @@ def sample_groups(embeddings: Embeddings) -> Tensor:
     return own if group is None else torch.where(group >= 0, group, own)
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """A direction's queries, ranked: int64 ``[Q]`` on the CPU, from 1; ``candidates`` in the gallery, ``chance`` of rank 1."""
+
+    ranks: np.ndarray
+    candidates: int
+    chance: float
+
+    def figures(self) -> dict[str, Any]:
+        """See `mmrep.evaluation.metrics.summarize`."""
+        return summarize(self.ranks, candidates=self.candidates, chance=self.chance)
+
+
 def retrieve(
     embeddings: Embeddings,
     scorer: Scorer,
@@ -115,7 +129,24 @@ def retrieve(
     *,
     tile: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The figures of every direction. A collective: every rank calls it with the same embeddings, and ranks its share of the
+    """The figures of every direction: what `rank_queries` found, summarised by `mmrep.evaluation.metrics.summarize`.
+
+    A collective, as that.
+    """
+    return {
+        str(direction): found.figures()
+        for direction, found in rank_queries(embeddings, scorer, directions, tile=tile).items()
+    }
+
+
+def rank_queries(
+    embeddings: Embeddings,
+    scorer: Scorer,
+    directions: Sequence[Direction] | None = None,
+    *,
+    tile: int | None = None,
+) -> dict[Direction, Ranked]:
+    """The ranks of every direction. A collective: every rank calls it with the same embeddings, and ranks its share of the
     queries, on the device of the embeddings.
 
     Args:
@@ -126,7 +157,7 @@ def retrieve(
             default as `mmrep.evaluation.ranks.tile_size` finds right.
 
     Returns:
-        Direction -> what `mmrep.evaluation.metrics.summarize` gives.
+        Direction -> the ranks of all queries.
 
     Raises:
         MmrepError: On rows that are not finite: NaN compares as false, and would count as a perfect rank.
@@ -139,7 +170,7 @@ def retrieve(
             raise MmrepError(
                 f"embeddings of '{name}' hold NaN or infinity", fix="the model has diverged; lower the learning rate"
             )
-    figures = {}
+    ranked = {}
     for direction in directions if directions is not None else all_directions(list(embeddings.rows)):
         try:
             _try_scoring(embeddings, scorer, direction)
@@ -147,8 +178,8 @@ def retrieve(
             if directions is not None:
                 raise
             continue
-        figures[str(direction)] = _figures(embeddings, scorer, direction, tile)
-    return figures
+        ranked[direction] = _ranked(embeddings, scorer, direction, tile)
+    return ranked
 
 
 def _try_scoring(embeddings: Embeddings, scorer: Scorer, direction: Direction) -> None:
@@ -161,7 +192,7 @@ def _try_scoring(embeddings: Embeddings, scorer: Scorer, direction: Direction) -
     scorer.score(target=direction.target, candidates=one, given=dict.fromkeys(direction.given, one))
 
 
-def _figures(embeddings: Embeddings, scorer: Scorer, direction: Direction, tile: int | None) -> dict[str, Any]:
+def _ranked(embeddings: Embeddings, scorer: Scorer, direction: Direction, tile: int | None) -> Ranked:
     gallery = make_gallery(embeddings, direction.target)
     queries = answerable(embeddings, direction)
     mine = queries.tensor_split(world_size())[rank()]
@@ -169,7 +200,7 @@ def _figures(embeddings: Embeddings, scorer: Scorer, direction: Direction, tile:
     known, sizes = gallery.groups.unique(return_counts=True)
     right = int(sizes[torch.searchsorted(known, sample_groups(embeddings)[queries])].sum())
     chance = right / max(1, len(queries)) / max(1, len(gallery.groups))
-    return summarize(ranks.cpu().numpy(), candidates=len(gallery.groups), chance=chance)
+    return Ranked(ranks.cpu().numpy(), len(gallery.groups), chance)
 
 
 def answerable(embeddings: Embeddings, direction: Direction) -> Tensor:

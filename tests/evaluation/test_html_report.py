@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmrep.cli.report import add_report_parser, evaluate_report
+from mmrep.cli.evaluate import run as run_eval
 from mmrep.data.build import build_index
 from mmrep.data.index import Label
 from mmrep.data.writer import write_shard
@@ -50,10 +50,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def report(*words: str) -> dict[str, object]:
-    parser = argparse.ArgumentParser()
-    add_report_parser(parser.add_subparsers(dest="task"))
-    return evaluate_report(parser.parse_args(["report", "--device", "cpu", *words]))
+def report(*words: str) -> None:
+    assert run_eval(["eval", "report", "--device", "cpu", *words]) == 0
 
 
 def as_xml(chart: str) -> ElementTree.Element:
@@ -64,7 +62,7 @@ def test_the_page_of_a_run(shards: Path, tmp_path: Path, capsys: pytest.CaptureF
     run = run_folder(tmp_path / "<i>run")
     out = tmp_path / "new" / "report.html"
     words = ["--checkpoint", str(run), "--data", str(shards), "--out", str(out)]
-    result = report(*words)
+    report(*words)
     assert "audio+text->image" in capsys.readouterr().out
     text, page = out.read_text(), Page(out)
     for tag, attributes in page.tags:
@@ -73,8 +71,10 @@ def test_the_page_of_a_run(shards: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert attributes.get("src", "data:").startswith("data:")
     assert "<script" not in text and "http://" not in text and "https://" not in text
     assert EVIL in page.words and "Report of <i>run" in page.words
-    figures = result["directions"]
-    assert isinstance(figures, dict) and len(figures) == 9
+    retrieval = ["--checkpoint", str(run), "--data", str(shards), "--device", "cpu", "--out", str(tmp_path / "r.json")]
+    assert run_eval(["eval", "retrieval", *retrieval]) == 0
+    figures = json.loads((tmp_path / "r.json").read_text())["directions"]
+    assert len(figures) == 9
     for direction, line in figures.items():
         assert direction in page.words and f"{100 * line['recall@1']:.1f}" in page.words
     for words_of_section in ("Model and data", "Retrieval", "Recall over k", "Training", "Examples"):
