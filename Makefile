@@ -46,7 +46,7 @@ xor: $(STAMP) ## The XOR sweep of Symile and its rivals: ten minutes on two core
 swav: $(STAMP) ## SwAV on pictures alone, judged by a linear probe; JSON in benchmarks/results
 	$(BIN)/python -m benchmarks.swav_pictures
 
-compare: $(STAMP) ## Every objective on two tasks, three seeds, modalities missing: an hour on two cores; table, plot, JSON in benchmarks/results
+compare: $(STAMP) ## Every objective on two tasks, three seeds, modalities missing: hours; table, plot, JSON in benchmarks/results
 	$(BIN)/python -m benchmarks.compare
 
 bench: $(STAMP) ## Time, memory and traffic of the losses beside other packages: ten minutes; table, and JSON in benchmarks/results

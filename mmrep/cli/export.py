@@ -11,13 +11,14 @@ def run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments[1:])
     from mmrep.interop import load
     from mmrep.interop.export import export, push_to_hub
-    from mmrep.interop.model_card import collect_facts
+    from mmrep.interop.model_card import collect_facts, run_folder_of
 
     model = load(options.checkpoint)
     path = Path(options.checkpoint)
+    run = run_folder_of(path)
     facts = collect_facts(
-        options.name or path.stem,
-        run=path if path.is_dir() else path.parent.parent,
+        options.name or (run.name if run is not None else path.stem if path.is_file() else path.name),
+        run=run,
         licence=options.licence,
         data=Path(options.data) if options.data else None,
         results=[Path(result) for result in options.result],

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from mmrep.encoders.base import Standardize
 from mmrep.encoders.crops import Crop, ImageEncoder
-from mmrep.encoders.depth import tower_layers
+from mmrep.encoders.layers import tower_layers
 from mmrep.encoders.open_clip import find_source, half_config, image_tower, load_pretrained
 from mmrep.encoders.resize import RandomResizedCrop
 from mmrep.errors import ConfigError

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmrep.encoders.audio import MelEncoder
 from mmrep.encoders.backbones import create_timm, image_size_options, output_width
-from mmrep.encoders.depth import tower_layers
+from mmrep.encoders.layers import tower_layers
 
 
 class MelTowerAudioEncoder(MelEncoder):

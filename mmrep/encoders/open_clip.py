@@ -229,7 +229,9 @@ def text_files(source: OpenClipSource) -> dict[str, str]:
     return files
 
 
-def load_pretrained(tower: nn.Module, source: OpenClipSource, which: str) -> None:
+def load_pretrained(
+    tower: nn.Module, source: OpenClipSource, which: str, weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Load the source's weights into one of its towers.
 
     Names, old layouts and the sizes of position embeddings are brought to those of the config, as open_clip does.
@@ -238,16 +240,17 @@ def load_pretrained(tower: nn.Module, source: OpenClipSource, which: str) -> Non
         tower: As `image_tower` or `text_tower` made it.
         source: Where the weights are.
         which: ``visual`` or ``text``.
+        weights: What `pretrained_weights` gave, if they were read already.
 
     Raises:
         CheckpointError: If the file is broken or unsafe, or does not fit the config.
     """
     from open_clip.model import resize_pos_embed, resize_text_pos_embed
 
-    weights = pretrained_weights(source)
+    own = dict(weights or pretrained_weights(source))
     with suppress(AssertionError):  # of another width: reported below, with all that does not fit
-        (resize_pos_embed if which == "visual" else resize_text_pos_embed)(weights, SimpleNamespace(**{which: tower}))
-    own = {name.removeprefix(f"{which}."): t for name, t in weights.items() if name.startswith(f"{which}.")}
+        (resize_pos_embed if which == "visual" else resize_text_pos_embed)(own, SimpleNamespace(**{which: tower}))
+    own = {name.removeprefix(f"{which}."): t for name, t in own.items() if name.startswith(f"{which}.")}
     own.pop("transformer.embeddings.position_ids", None)  # a buffer of older transformers
     load_weights(tower, own, where=source.weights)
 

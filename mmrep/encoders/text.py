@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrep.encoders.base import Encoder
-from mmrep.encoders.depth import tower_layers
+from mmrep.encoders.layers import tower_layers
 from mmrep.encoders.open_clip import (
     OpenClipTokenizer,
     find_source,

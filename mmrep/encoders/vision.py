@@ -25,8 +25,7 @@ from mmrep.encoders.backbones import (
 )
 from mmrep.encoders.base import Standardize
 from mmrep.encoders.crops import Crop, ImageEncoder
-from mmrep.encoders.depth import tower_layers
-from mmrep.encoders.layers import layers_by_blocks
+from mmrep.encoders.layers import layers_by_blocks, tower_layers
 from mmrep.encoders.resize import RandomResizedCrop
 from mmrep.errors import ConfigError
 from mmrep.weights import load_weights, read_weights

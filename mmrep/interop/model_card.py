@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,16 +47,37 @@ def collect_facts(
         results: JSON files of ``mmrep eval``.
 
     Raises:
-        ConfigError: If a result is not there.
-        DataError: If it is no result.
+        ConfigError: If a result or the data is not there.
+        DataError: If a file is broken, or no result.
     """
-    training: dict[str, Any] = {}
-    if run is not None and (run / "config.yaml").is_file():
-        training = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    training = _read(run / "config.yaml") if run is not None and (run / "config.yaml").is_file() else {}
+    if data is not None and not (data / "index.json").is_file():
+        raise ConfigError("no index.json", where=data, fix="give the folder of the training data, or leave it out")
     folder = data or _data_of(training)
-    index = folder / "index.json" if folder is not None else None
-    content = json.loads(index.read_text(encoding="utf-8")) if index is not None and index.is_file() else {}
+    known = folder is not None and (folder / "index.json").is_file()
+    content = _read(folder / "index.json") if folder is not None and known else {}
     return CardFacts(name, licence, training, content, [_result(path) for path in results])
+
+
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint, a model folder or a run folder belongs to; None where it is none of a run."""
+    run = checkpoint
+    if checkpoint.is_dir() and checkpoint.name == "model":
+        run = checkpoint.parent
+    elif checkpoint.is_file() and checkpoint.parent.name == "checkpoints":
+        run = checkpoint.parent.parent
+    return run if (run / "config.yaml").is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file that holds a mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"broken file ({str(error).splitlines()[0]})", where=path) from error
+    if not isinstance(content, dict):
+        raise DataError("the file holds no mapping", where=path)
+    return content
 
 
 def _data_of(training: Mapping[str, Any]) -> Path | None:
@@ -68,11 +88,8 @@ def _data_of(training: Mapping[str, Any]) -> Path | None:
 def _result(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError("no such result", where=path, fix="write one: mmrep eval retrieval ... --out FILE.json")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"no JSON ({error})", where=path) from error
-    if not isinstance(content, dict) or "task" not in content:
+    content = _read(path)
+    if "task" not in content:
         raise DataError("no result of `mmrep eval`", where=path)
     return content
 
@@ -108,14 +125,12 @@ def model_card(model: MultimodalModel, facts: CardFacts) -> str:
 def _usage(model: MultimodalModel) -> str:
     example = {"text": '["a red apple"]', "image": '["apple.png"]', "audio": '["apple.flac"]', "array": '["apple.npy"]'}
     items = ", ".join(f"{name}={example[encoder.kind]}" for name, encoder in model.by_modality.items())
-    target, given = model.modalities[0], model.modalities[-1]
-    return (
-        "## Use\n\n```python\nimport mmrep\n\n"
-        'model = mmrep.load("FOLDER_OR_HUB_ID")\n'
-        f"rows = model.encode({items})\n"
-        f'scores = model.score(target="{target}", candidates=rows["{target}"], given={{"{given}": rows["{given}"]}})\n'
-        "```"
-    )
+    lines = ["import mmrep", "", 'model = mmrep.load("FOLDER_OR_HUB_ID")', f"rows = model.encode({items})"]
+    if len(model.modalities) > 1:
+        target, given = model.modalities[0], model.modalities[-1]
+        asked = f'candidates=rows["{target}"], given={{"{given}": rows["{given}"]}}'
+        lines.append(f'scores = model.score(target="{target}", {asked})')
+    return "\n".join(["## Use", "", "```python", *lines, "```"])
 
 
 def _model(model: MultimodalModel) -> str:

@@ -45,13 +45,14 @@ def from_open_clip(source: OpenClipSource) -> MultimodalModel:
         width, half_config(config, "vision_cfg"), preprocess=source.preprocess, projection=False
     )
     text = OpenClipTextEncoder(width, half_config(config, "text_cfg"), files=files, projection=False)
-    load_pretrained(image.tower, source, "visual")
-    load_pretrained(text.tower, source, "text")
-    return MultimodalModel({"image": image, "text": text}, _loss(source)).eval()
+    weights = pretrained_weights(source)
+    load_pretrained(image.tower, source, "visual", weights)
+    load_pretrained(text.tower, source, "text", weights)
+    return MultimodalModel({"image": image, "text": text}, _loss(source, weights)).eval()
 
 
-def _loss(source: OpenClipSource) -> PairwiseCLIPLoss:
-    weights, scalars = pretrained_weights(source), initial_scalars(source.model)
+def _loss(source: OpenClipSource, weights: Mapping[str, Tensor]) -> PairwiseCLIPLoss:
+    scalars = initial_scalars(source.model)
     for name in scalars:  # a scalar in some releases, one number in others; a CLIP checkpoint has no bias
         if name in weights:
             scalars[name] = weights[name].float().reshape(())

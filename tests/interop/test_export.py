@@ -143,6 +143,7 @@ def test_adapters_are_merged_on_the_way_out(tmp_path: Path) -> None:
             "is a FeaturesEncoder, which open_clip does not have",
         ),
         (["--result", "nowhere.json"], "no such result"),
+        (["--data", "nowhere"], "no index.json"),
         (["--out", "."], "something is there already"),
         (["--checkpoint", "nowhere"], "no model"),
     ],
@@ -199,3 +200,25 @@ def test_a_push_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(CheckpointError, match=r"cannot be uploaded.*by hand") as caught:
         push_to_hub(tmp_path, "org/mine")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["", "model", "checkpoints/last.ckpt"])
+def test_the_card_tells_of_the_run_whatever_of_it_is_given(given: str, tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    (run / "checkpoints").mkdir()
+    model = mmrep.load(run)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state, "mmrep_model": model.config()}, run / "checkpoints" / "last.ckpt")
+    assert main(["export", "--checkpoint", str(run / given), "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# mine\n" in card and "- lr: 0.002" in card and "own set" in card
+
+
+def test_a_source_that_is_no_run_takes_no_facts_of_the_folder_it_is_called_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_open_clip_folder(tmp_path / "in", NATIVE)
+    monkeypatch.chdir(run_folder(tmp_path))
+    assert main(["export", "--checkpoint", f"open_clip:{LOCAL}{folder}", "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not recorded." in card and "## Training" not in card

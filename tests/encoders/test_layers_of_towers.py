@@ -7,7 +7,7 @@ import re
 import pytest
 from torch import nn
 
-from mmrep.encoders.depth import tower_layers
+from mmrep.encoders.layers import tower_layers
 from mmrep.encoders.open_clip import image_tower, text_tower
 from tests.interop.open_clip_models import NATIVE, TIMM
 
