@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from mmrep.weights import load_weights, read_weights
 
 FORMAT = "mmrep-model-1"
 NORMALIZATIONS = ("l2", "layernorm")
+SOURCES = frozenset({"pretrained", "model"})
+"""Arguments of our encoders that name weights elsewhere: their settings never hold one."""
 MOST_FILE_BYTES = 64 << 20
 """Of a text file that an encoder keeps, a tokenizer's say."""
 
@@ -212,11 +215,7 @@ class MultimodalModel(nn.Module):
             if config["format"] != FORMAT:
                 raise CheckpointError(f"a model of format {config['format']!r}", fix=f"this version reads {FORMAT}")
             encoders = {
-                name: _find(item["class"], Encoder, classes)(
-                    config["embed_dim"],
-                    **item["settings"],
-                    **({"files": dict(files[name])} if files and name in files else {}),
-                )
+                name: _build_encoder(config["embed_dim"], item, (files or {}).get(name), classes)
                 for name, item in config["encoders"].items()
             }
             loss = _find(config["loss"]["class"], Loss, classes)(**config["loss"]["settings"])
@@ -285,8 +284,22 @@ def _read_file(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def _build_encoder(
+    embed_dim: int, item: Mapping[str, Any], files: Mapping[str, str] | None, classes: Mapping[str, type] | None
+) -> Encoder:
+    """An encoder of a model folder: from its own settings and files, never from a source elsewhere."""
+    kind = _find(item["class"], Encoder, classes)
+    settings = copy.deepcopy(dict(item["settings"]))
+    if kind.__module__.startswith("mmrep.") and (named := SOURCES & settings.keys()):
+        raise CheckpointError(
+            f"the config names another source of weights: {', '.join(sorted(named))}", fix="remove it"
+        )
+    encoder: Encoder = kind(embed_dim, **settings, **({"files": dict(files)} if files else {}))
+    return encoder
+
+
 def _describe(part: Encoder | Loss) -> dict[str, Any]:
-    return {"class": type(part).__name__, "settings": part.settings}
+    return {"class": type(part).__name__, "settings": copy.deepcopy(dict(part.settings))}
 
 
 def _find(name: str, base: type, classes: Mapping[str, type] | None) -> type:

@@ -112,7 +112,7 @@ def test_arrays_sounds_and_pictures_are_taken_in_every_usual_form(tmp_path: Path
     stereo = np.stack([samples, samples])
     soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
     sounds = model.encode(
-        audio=[(samples, rate), (stereo, rate), (torch.from_numpy(samples), rate), tmp_path / "a.wav"]
+        audio=[(samples, rate), (stereo, rate), (torch.from_numpy(samples), np.int64(rate)), tmp_path / "a.wav"]
     )
     assert torch.equal(sounds["audio"], sounds["audio"][:1].expand(4, -1))
     assert torch.equal(model.encode(text=["a"], device="cpu")["text"], model.encode(text=["a"])["text"])
@@ -125,7 +125,9 @@ def test_arrays_sounds_and_pictures_are_taken_in_every_usual_form(tmp_path: Path
         ({"text": [3]}, r"a text is int \[text\[0\]\]"),
         ({"image": [np.zeros((4, 4, 3))]}, r"float64 \[4, 4, 3\] \[image\[0\]\].*uint8"),
         ({"audio": [np.zeros(4)]}, r"\[audio\[0\]\]; give a path or \(samples"),
-        ({"audio": [(np.zeros(4, dtype=np.int16), 16000)]}, "int16.*floats in"),
+        ({"audio": [(np.zeros(4, dtype=np.int16), 16000)]}, r"int16.*floats in"),
+        ({"audio": [(np.zeros((16000, 2)), 16000)]}, r"16000 channels .*transpose"),
+        ({"audio": [(np.zeros(4), 1.5)]}, r"a rate of 1\.5"),
     ],
 )
 def test_an_item_of_the_wrong_kind_is_named(items: dict[str, Any], message: str) -> None:
@@ -226,3 +228,28 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint of mmrep"):
         mmrep.load(tmp_path / "foreign.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_picture_is_the_same_by_path_and_opened(tmp_path: Path) -> None:
+    """Turned as the camera was held, and on white where it is transparent."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "held.jpg", exif=exif)
+    Image.fromarray(np.dstack([pixels, pixels[..., :1]]), "RGBA").save(tmp_path / "clear.png")
+    model = small()
+    for name in ("held.jpg", "clear.png"):
+        by_path, opened = model.encode(image=[tmp_path / name, Image.open(tmp_path / name)])["image"]
+        assert torch.equal(by_path, opened), name
+
+
+def test_a_config_is_a_copy_and_names_no_other_source(tmp_path: Path) -> None:
+    model = small()
+    model.config()["encoders"]["image"]["settings"]["image_size"] = 99
+    assert model.config()["encoders"]["image"]["settings"]["image_size"] == 16
+    folder = model.save_pretrained(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["encoders"]["image"]["settings"]["pretrained"] = "/somewhere/else"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="names another source of weights: pretrained"):
+        mmrep.load(folder)

@@ -25,6 +25,8 @@ except ImportError:  # an extra
     simplejpeg = None
 
 MAX_PIXELS = 64_000_000
+NUMBERS = "biuf"
+"""Kinds of arrays that are taken: booleans, integers, floats."""
 MAX_TEXT_BYTES = 256 * 1024
 MAX_AUDIO_SAMPLES = 48_000 * 60 * 30
 """Half an hour at 48 kHz, over all channels."""
@@ -114,8 +116,13 @@ def _image(suffix: str, data: bytes) -> Image.Image:
             fix="shrink the picture",
             reason="too large",
         )
-    if suffix != "png":
-        image = ImageOps.exif_transpose(image)  # cameras store how they were held
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture as encoders take it: turned as its camera was held (but for PNG), on white where transparent, RGB."""
+    if image.format != "PNG":
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -178,7 +185,7 @@ def _array(suffix: str, data: bytes) -> np.ndarray:
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = header(file)
     payload = len(data) - file.tell()
-    if dtype.kind not in "biuf" or len(data) > MAX_ARRAY_BYTES:
+    if dtype.kind not in NUMBERS or len(data) > MAX_ARRAY_BYTES:
         raise SampleError(f"an array of {dtype} and {len(data)} bytes is refused", fix="store numbers, at most 256 MiB")
     if math.prod(shape) * dtype.itemsize != payload:  # before allocating what the header claims
         raise SampleError(f"the header claims shape {shape} of {dtype}, the payload has {payload} bytes")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmrep.data.decode import Waveform, decode_file
+from mmrep.data.decode import NUMBERS, Waveform, decode_file, upright_rgb
 from mmrep.errors import DataError
 
 
@@ -34,12 +35,15 @@ def raw_item(kind: str, value: Any, where: str) -> Any:
         return _picture(value, where)
     if kind == "audio":
         return _waveform(value, where)
-    return np.asarray(value)
+    array = np.asarray(value)
+    if array.dtype.kind not in NUMBERS:
+        raise DataError(f"an array of {array.dtype}", where=where, fix="give numbers")
+    return array
 
 
 def _picture(value: Any, where: str) -> Image.Image:
     if isinstance(value, Image.Image):
-        return value.convert("RGB")
+        return upright_rgb(value)
     pixels = np.asarray(value)
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
         raise DataError(
@@ -51,14 +55,20 @@ def _picture(value: Any, where: str) -> Image.Image:
 
 
 def _waveform(value: Any, where: str) -> Waveform:
-    if not isinstance(value, tuple | list) or len(value) != 2 or not isinstance(value[1], int) or value[1] < 1:
+    if not isinstance(value, tuple | list) or len(value) != 2:
         raise DataError(f"a sound is {type(value).__name__}", where=where, fix="give a path or (samples, rate in Hz)")
-    samples = np.asarray(value[0])
+    samples, rate = np.asarray(value[0]), value[1]
+    if not isinstance(rate, Integral) or rate < 1:
+        raise DataError(f"a rate of {rate!r}", where=where, fix="give it in Hz, a whole number")
     if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2):
         raise DataError(
             f"samples are an array of {samples.dtype} {list(samples.shape)}",
             where=where,
             fix="give floats in [-1, 1], [N] or [channels, N]",
         )
+    if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
+        raise DataError(
+            f"{samples.shape[0]} channels", where=where, fix="give [channels, N]: transpose what soundfile reads"
+        )
     mono = samples.mean(axis=0) if samples.ndim == 2 else samples
-    return mono.astype(np.float32), value[1]
+    return mono.astype(np.float32), int(rate)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +85,14 @@ def create_timm(architecture: str, pretrained: bool | str, **options: Any) -> nn
 
 
 def _for_timm(network: Any, weights: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
-    """Without the classifier; the first convolution adapted to the number of channels, as timm does it."""
+    """Without the classifier; sizes and the first convolution's channels adapted as timm does it.
+
+    Not by timm's own loader: where the classifier goes, it lets any other name be missing too.
+    """
     from timm.models import adapt_input_conv
+
+    adapt = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    weights = dict(adapt(weights, network)) if adapt is not None else weights
 
     names = network.pretrained_cfg.get("classifier") or ()
     classifiers = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
@@ -151,8 +159,9 @@ def torchvision_weights(architecture: str) -> dict[str, Tensor]:
     from torchvision import models
 
     try:
-        weights: dict[str, Tensor] = models.get_model_weights(architecture).DEFAULT.get_state_dict(progress=False)
-    except (OSError, RuntimeError) as error:  # no network, a broken download
+        default = models.get_model_weights(architecture).DEFAULT
+        weights: dict[str, Tensor] = default.get_state_dict(progress=False, weights_only=True, check_hash=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network, a broken or unsafe download
         raise CheckpointError(
             f"torchvision's weights cannot be had ({type(error).__name__}: {str(error)[:120]})",
             where=architecture,

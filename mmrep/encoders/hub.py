@@ -97,7 +97,7 @@ def online() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    if getproxies():
+    if any(scheme != "no" for scheme in getproxies()):
         return True
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)

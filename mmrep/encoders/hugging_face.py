@@ -15,6 +15,7 @@ from mmrep.data.decode import Waveform
 from mmrep.encoders.audio import FixedWaveform
 from mmrep.encoders.base import Encoder
 from mmrep.encoders.hugging_face_source import (
+    SPEC_AUGMENT,
     TOKENIZER,
     build_network,
     read_config,
@@ -24,6 +25,7 @@ from mmrep.encoders.hugging_face_source import (
     require_transformers,
 )
 from mmrep.encoders.layers import layers_by_blocks
+from mmrep.encoders.reach import freeze_unreached
 from mmrep.errors import CheckpointError, ConfigError, check_choice
 from mmrep.weights import load_weights
 
@@ -31,6 +33,8 @@ POOLINGS = ("mean", "cls", "last")
 RAW_EXTRACTOR = "Wav2Vec2FeatureExtractor"
 """Of the networks that take waveforms: it does no more than standardise them."""
 FULL_SCALE = 32767
+POSITIONS = "embed_positions.weight"
+"""Whisper's: a shorter clip uses the first."""
 
 
 def pool(rows: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -160,6 +164,7 @@ class HFTextEncoder(HFEncoder):
         super().__init__(embed_dim, network, config, pooling, {"length": length, "pad": pad}, **head)
         self.files = dict(files)
         self.length, self.pad = length, pad
+        freeze_unreached(self)
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
         return HFTokenizer(self.files[TOKENIZER], self.length, self.pad)
@@ -252,7 +257,7 @@ class HFAudioEncoder(HFEncoder):
             )
         network = build_network(config)
         if model is not None and pretrained:
-            load_weights(network, _cut_positions(network, read_network_weights(model)), where=model)
+            load_weights(network, _fitted_weights(network, read_network_weights(model)), where=model)
         settings = {"seconds": seconds, "augment": augment, "random_window": random_window, "extractor": extractor}
         super().__init__(embed_dim, network, config, pooling, settings, **head)
         self.rate, self.augment, self.random_window = int(extractor["sampling_rate"]), augment, random_window
@@ -260,6 +265,7 @@ class HFAudioEncoder(HFEncoder):
         self.raw, self.standardize = extractor["feature_extractor_type"] == RAW_EXTRACTOR, extractor.get("do_normalize")
         self._content = json.dumps(extractor)
         self._shape = None if self.raw else self.transform(False)((torch.zeros(1).numpy(), self.rate)).shape
+        freeze_unreached(self)
 
     def transform(self, train: bool) -> Callable[[Any], Any]:
         waveform = FixedWaveform(self.rate, self.length, train and self.augment, train and self.random_window)
@@ -290,8 +296,10 @@ def _fitted(config: dict[str, Any], extractor: dict[str, Any], seconds: float) -
     return {**config, "max_source_positions": positions}, {**extractor, **derived}
 
 
-def _cut_positions(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whisper's positions are sines, of which a shorter clip uses the first."""
-    name = "embed_positions.weight"
-    own = network.state_dict().get(name)
-    return weights if own is None or name not in weights else {**weights, name: weights[name][: len(own)]}
+def _fitted_weights(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without SpecAugment's vector, which most networks do not have here; of Whisper's positions, sines, the first."""
+    own = network.state_dict()
+    fitted = {name: tensor for name, tensor in weights.items() if name in own or name != SPEC_AUGMENT}
+    if POSITIONS in own and POSITIONS in weights:
+        fitted[POSITIONS] = weights[POSITIONS][: len(own[POSITIONS])]
+    return fitted

@@ -28,6 +28,8 @@ NOT_KEPT = (
     "label2id",
     "problem_type",
     "auto_map",
+    "dtype",  # weights are fp32 here, whatever they are stored as
+    "torch_dtype",
 )
 """Of a config: what says nothing about the network."""
 SPEC_AUGMENT = "masked_spec_embed"
@@ -100,7 +102,6 @@ def read_network_weights(source: str) -> dict[str, Tensor]:
     options["ignore_mismatched_sizes"] = True  # they are refused below, in one line
     whole, info = fetch("weights", source, lambda: transformers.AutoModel.from_pretrained(source, **options))
     weights = dict(_encoder_of(whole).state_dict())
-    weights.pop(SPEC_AUGMENT, None)
     names = tuple(weights)
     lacking = [name for name in info["missing_keys"] if name.endswith(names)]
     lacking += [f"{name} of shape {list(theirs)}" for name, theirs, _ in info["mismatched_keys"]]

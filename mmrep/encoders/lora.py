@@ -1,7 +1,8 @@
 """Adapters of low rank in a backbone (LoRA, Hu et al. 2021): few weights are trained, the pretrained ones stay.
 
 Layers are adapted by peft. The projections of ``nn.MultiheadAttention``, which open_clip's towers use, are raw parameters: peft
-adds its product to them and takes it away again at every step, so that they drift by rounding. Here they are parametrised.
+adds its product to them and takes it away again at every step, so that they drift by rounding. Here they are parametrised; so
+are the weights of layers that a network uses past the layer, where peft's adapters would never be called.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mmrep.encoders.base import Encoder
+from mmrep.encoders.reach import unreached_parameters
 from mmrep.errors import ConfigError, did_you_mean
 
 OPTIONS = ("r", "alpha", "dropout", "target_modules")
 HEAD = "head"
-ATTENTION = ("in_proj_weight", "out_proj.weight")
+ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
 """The parameters of ``nn.MultiheadAttention`` that are adapted."""
 
 
@@ -43,7 +45,7 @@ def add_adapters(encoder: Encoder, lora: Mapping[str, Any]) -> None:
     Args:
         encoder: Changed in place.
         lora: ``r``, the rank (8); ``alpha``, whose ratio to ``r`` scales what the adapters add (16); ``dropout`` before them
-            (0; not in ``nn.MultiheadAttention``); ``target_modules``, ends of module names such as ``[query, value]``. By
+            (0; not where a weight is parametrised); ``target_modules``, ends of module names such as ``[query, value]``. By
             default all linear layers are adapted, and all of ``nn.MultiheadAttention``.
 
     Raises:
@@ -56,9 +58,25 @@ def add_adapters(encoder: Encoder, lora: Mapping[str, Any]) -> None:
     for name in attentions:
         for parameter in ATTENTION:
             owner, _, own = f"{name}.{parameter}".rpartition(".")
-            module = encoder.get_submodule(owner)
-            adapter = LowRank(getattr(module, own), options["r"], options["alpha"])
-            parametrize.register_parametrization(module, own, adapter)
+            _parametrize(encoder.get_submodule(owner), own, options)
+    _train_adapters(encoder)
+    bypassed = {name.split(".lora_")[0] for name in unreached_parameters(encoder) if ".lora_" in name}
+    for name in sorted(bypassed):  # layers whose weights are used past them, as WavLM's attention does
+        parent, _, own = name.rpartition(".")
+        layer: Any = encoder.get_submodule(name)
+        setattr(encoder.get_submodule(parent), own, layer.get_base_layer())
+        _parametrize(layer.get_base_layer(), "weight", options)
+    _train_adapters(encoder)
+
+
+def _parametrize(module: nn.Module, weight: str, options: Mapping[str, Any]) -> None:
+    """Adapt a raw weight, where the module has it."""
+    if isinstance(getattr(module, weight, None), Tensor):
+        adapter = LowRank(getattr(module, weight), options["r"], options["alpha"])
+        parametrize.register_parametrization(module, weight, adapter)
+
+
+def _train_adapters(encoder: Encoder) -> None:
     for name, weight in encoder.named_parameters():
         weight.requires_grad_("lora_" in name or name.startswith(f"{HEAD}."))
 
@@ -95,7 +113,14 @@ def _checked(lora: Mapping[str, Any]) -> dict[str, Any]:
         if name not in OPTIONS:
             raise ConfigError(f"lora has no option '{name}'", fix=did_you_mean(name, OPTIONS))
     options = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, **lora}
-    if options["r"] < 1 or not 0 <= options["dropout"] < 1:
+    r, alpha, dropout, targets = (options[name] for name in OPTIONS)
+    numbers = isinstance(r, int) and all(isinstance(value, int | float) for value in (alpha, dropout))
+    if not numbers or not (targets is None or (isinstance(targets, list) and targets)):
+        raise ConfigError(
+            f"lora of r={r!r}, alpha={alpha!r}, dropout={dropout!r}, target_modules={targets!r}",
+            fix="r is a whole number, alpha and dropout are numbers, target_modules a list of names",
+        )
+    if r < 1 or not 0 <= dropout < 1:
         raise ConfigError(f"lora of r={options['r']}, dropout={options['dropout']}", fix="r >= 1, 0 <= dropout < 1")
     return options
 

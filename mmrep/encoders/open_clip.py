@@ -24,6 +24,9 @@ from mmrep.weights import load_weights, read_weights
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 TORCH_FILES = ("open_clip_pytorch_model.bin", "pytorch_model.bin", "model.pth")
+SCALARS = ("logit_scale", "logit_bias")
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's archives hold beside the weights."""
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
@@ -218,8 +221,9 @@ def text_files(source: OpenClipSource) -> dict[str, str]:
         if text.get("hf_model_name"):
             with without_waiting():
                 config = AutoConfig.from_pretrained(text["hf_model_name"], **options).to_dict()
-            config.pop("auto_map", None)  # names code at the hub
-            files["config.json"] = json.dumps(config)
+            # The first names code at the hub; weights are fp32 here, whatever they are stored as.
+            kept = {name: value for name, value in config.items() if name not in ("auto_map", "dtype", "torch_dtype")}
+            files["config.json"] = json.dumps(kept)
     except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointError(
             "the text tower's tokenizer or config cannot be had",
@@ -273,7 +277,14 @@ def pretrained_weights(source: OpenClipSource) -> dict[str, Tensor]:
     weights = convert_state_dict(SimpleNamespace(visual=image_tower(source.model)) if apple else None, weights)
     if "positional_embedding" in weights:  # the plain layout of CLIP: the text tower has no prefix
         weights = convert_to_custom_text_state_dict(weights)
-    return dict(weights)
+    weights = {name: tensor for name, tensor in weights.items() if name not in NO_WEIGHTS}
+    if foreign := [name for name in weights if not name.startswith(("visual.", "text.")) and name not in SCALARS]:
+        raise CheckpointError(
+            f"{len(foreign)} weights are of neither tower ({foreign[0]}, ...)",
+            where=source.weights,
+            fix="likely another kind of model: only pairs of an image and a text tower are taken",
+        )
+    return weights
 
 
 def initial_scalars(model: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def export(
 
 def merge(model: MultimodalModel) -> MultimodalModel:
     """The model with the adapters folded into its weights: itself where it has none."""
-    if not any(encoder.settings.get("lora") for encoder in model.by_modality.values()):
+    if not any("lora" in encoder.settings for encoder in model.by_modality.values()):
         return model
     merged = copy.deepcopy(model)
     for encoder in merged.by_modality.values():

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmrep.encoders import OpenClipImageEncoder, OpenClipTextEncoder
 from mmrep.encoders.open_clip import (
     CONFIG_FILE,
+    SCALARS,
     WEIGHT_FILES,
     OpenClipSource,
     half_config,
@@ -53,7 +54,7 @@ def from_open_clip(source: OpenClipSource) -> MultimodalModel:
 
 def _loss(source: OpenClipSource, weights: Mapping[str, Tensor]) -> PairwiseCLIPLoss:
     scalars = initial_scalars(source.model)
-    for name in scalars:  # a scalar in some releases, one number in others; a CLIP checkpoint has no bias
+    for name in SCALARS:  # a scalar in some releases, one number in others; a CLIP checkpoint has no bias
         if name in weights:
             scalars[name] = weights[name].float().reshape(())
     sigmoid = "logit_bias" in scalars
@@ -128,7 +129,7 @@ def _tower(model: MultimodalModel, modality: str, kind: type) -> Any:
             f"the encoder of '{modality}' has a projection head, which open_clip does not have",
             fix=f"train it with projection: false and embed_dim: {encoder.feature_dim}",
         )
-    if encoder.settings.get("lora") is not None:
+    if "lora" in encoder.settings:
         raise ConfigError(
             f"the encoder of '{modality}' has adapters", fix="merge them first: mmrep.interop.export.merge"
         )

@@ -91,7 +91,7 @@ class ContrastiveModule(pl.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        if self.frozen:  # as asked for
+        if any(not parameter.requires_grad for parameter in self.model.parameters()):  # as asked for
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def on_train_start(self) -> None:

@@ -153,3 +153,10 @@ def test_peft_is_named_where_it_is_missing(source: str, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"lora needs peft; pip install 'mmrep\[hf\]'"):
         MultimodalModel({"a": HFTextEncoder(6, source, length=8, lora={})}, PairwiseCLIPLoss(modalities=["a", "b"]))
+
+
+@pytest.mark.parametrize("lora", [{"r": "8"}, {"r": 2.5}, {"alpha": None}, {"target_modules": "qkv"}])
+def test_options_of_the_wrong_type_are_refused(lora: dict[str, Any]) -> None:
+    encoder = TimmImageEncoder(6, "test_vit", image_size=32, lora=lora)
+    with pytest.raises(ConfigError, match="r is a whole number"):
+        encoder.adapt()

@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,3 +153,36 @@ def test_wrong_use(name: str) -> None:
     with pytest.raises(kind, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_file_fit_another_size_as_timms_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model("test_vit", pretrained=False)
+    save_file(dict(whole.state_dict()), tmp_path / "vit.safetensors")
+    encoder = TimmImageEncoder(6, "test_vit", pretrained=str(tmp_path / "vit.safetensors"), image_size=96)
+    overlay = {"file": str(tmp_path / "vit.safetensors")}
+    theirs = timm.create_model("test_vit", pretrained=True, num_classes=0, img_size=96, pretrained_cfg_overlay=overlay)
+    ours = encoder.backbone.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.state_dict().items())
+    sound = MelTowerAudioEncoder(6, "test_vit", pretrained=str(tmp_path / "vit.safetensors"), seconds=1.6, mels=64)
+    assert sound.features(sound.empty(2)).shape == (2, sound.feature_dim)
+
+
+def test_torchvisions_cache_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = Path(models.ResNet18_Weights.DEFAULT.url).name
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save({"x": Evil(tmp_path / "ran")}, tmp_path / "hub" / "checkpoints" / name)
+    with pytest.raises(CheckpointError, match="torchvision's weights cannot be had"):
+        TorchvisionImageEncoder(6, "resnet18", pretrained=True)
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)

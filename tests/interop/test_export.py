@@ -111,7 +111,7 @@ def test_a_checkpoint_goes_to_open_clip_from_the_command_line(tmp_path: Path) ->
 
 def test_adapters_are_merged_on_the_way_out(tmp_path: Path) -> None:
     folder = write_open_clip_folder(tmp_path / "in", NATIVE)
-    lora = {"r": 2}
+    lora: dict[str, Any] = {}  # all its defaults
     encoders: dict[str, Any] = {
         "image": OpenClipImageEncoder(24, pretrained=f"{LOCAL}{folder}", projection=False, lora=lora),
         "text": OpenClipTextEncoder(24, pretrained=f"{LOCAL}{folder}", projection=False, lora=lora),

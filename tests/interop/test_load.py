@@ -180,3 +180,19 @@ def test_the_conversion_that_is_advised_works(tmp_path: Path) -> None:
     exec(line, {"safetensors": safetensors, "model": source})
     again = mmrep.load(tmp_path / "weights.safetensors", config=folder / "open_clip_config.json")
     assert torch.equal(again.encode(text=["a"])["text"], mmrep.load(folder).encode(text=["a"])["text"])
+
+
+def test_without_a_proxy_for_anything_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    from mmrep.encoders import hub
+
+    def nowhere(*_: object) -> None:
+        raise OSError("no address")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(hub, "getproxies", lambda: {"no": "localhost"})
+    assert not hub.online()
+    monkeypatch.setattr(hub, "getproxies", lambda: {"no": "localhost", "https": "proxy:1"})
+    assert hub.online()

@@ -257,3 +257,14 @@ def test_what_open_clip_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one activation for both"):
         export_open_clip(mixed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_decide_on_the_bias_and_none_is_dropped(tmp_path: Path) -> None:
+    folder = write_open_clip_folder(tmp_path / "in", NATIVE)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    save_file({**weights, "logit_bias": torch.tensor(-7.0)}, folder / "open_clip_model.safetensors")
+    loss = mmrep.load(folder).loss
+    assert isinstance(loss, PairwiseCLIPLoss) and loss.form == "sigmoid" and float(loss.logit_bias.detach()) == -7.0
+    save_file({**weights, "decoder.weight": torch.zeros(2)}, folder / "open_clip_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 weights are of neither tower \(decoder\.weight"):
+        mmrep.load(folder)
