@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrep.errors import DataError, MmrepError, did_you_mean
+from mmrep.files import replacing
 
 SHARD_SAMPLES = 10_000
 
@@ -87,19 +87,19 @@ def convert(
     described = _description(samples.index, label)
     _check_type(out, described)
     folder = out / split
-    if folder.exists():
-        if not overwrite:
-            raise DataError("the split exists", where=folder, fix="choose another --out, or pass --overwrite")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    if folder.exists() and not overwrite:
+        raise DataError("the split exists", where=folder, fix="choose another --out, or pass --overwrite")
     members = (_members(samples, picture, image, label is None) for picture in pictures)
     written = shards = 0
-    while some := list(itertools.islice(members, SHARD_SAMPLES)):
-        written += write_shard(folder / f"{shards}.tar", some)
-        shards += 1
-    if not written:
-        raise DataError("no sample of the split has what is asked for", where=data)
-    for name, content in {**described, f"{split}/nshards.txt": f"{shards}\n"}.items():
+    with replacing(folder) as part:
+        part.mkdir()
+        while some := list(itertools.islice(members, SHARD_SAMPLES)):
+            written += write_shard(part / f"{shards}.tar", some)
+            shards += 1
+        if not written:
+            raise DataError("no sample of the split has what is asked for", where=data)
+        (part / "nshards.txt").write_text(f"{shards}\n", encoding="utf-8")
+    for name, content in described.items():
         (out / name).write_text(content, encoding="utf-8")
     return written
 

@@ -19,6 +19,7 @@ from mmrep.batch import Input
 from mmrep.data.items import raw_item
 from mmrep.encoders import Encoder
 from mmrep.errors import CheckpointError, ConfigError, MmrepError, did_you_mean
+from mmrep.files import replacing
 from mmrep.losses import Loss
 from mmrep.weights import load_weights, read_weights
 
@@ -229,19 +230,17 @@ class MultimodalModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         kept = self.files()
         for name, contents in kept.items():
-            (folder / "files" / name).mkdir(parents=True, exist_ok=True)
             for file, content in contents.items():
-                path = folder / "files" / name / file
-                path.with_name(f"{file}.part").write_text(content, encoding="utf-8")
-                path.with_name(f"{file}.part").replace(path)
+                with replacing(folder / "files" / name / file) as part:
+                    part.write_text(content, encoding="utf-8")
         config = self.config() | (
             {"files": {name: sorted(contents) for name, contents in kept.items()}} if kept else {}
         )
-        (folder / "config.json.part").write_text(json.dumps(config, indent=1) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors.part")
-        for name in ("model.safetensors", "config.json"):
-            (folder / f"{name}.part").replace(folder / name)
+        with replacing(folder / "model.safetensors") as part:
+            save_file(weights, part)
+        with replacing(folder / "config.json") as part:
+            part.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         return folder
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mmrep.cli.devices import choose_device
 from mmrep.errors import ConfigError
 from mmrep.progress import progress
 
@@ -26,8 +27,6 @@ def evaluate_classification(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         MmrepError: On an unknown modality, label, split, file or language.
     """
-    import torch
-
     from mmrep.evaluation.report import print_classification
     from mmrep.evaluation.sources import class_task, open_source
     from mmrep.evaluation.zero_shot import Split, zero_shot_classification
@@ -41,7 +40,7 @@ def evaluate_classification(options: argparse.Namespace) -> dict[str, Any]:
         classnames=options.classnames,
         language=options.language,
     )
-    model = load(options.checkpoint).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load(options.checkpoint).to(choose_device(options.device))
     given = tuple(sorted(set(options.modality.split("+"))))
     if not all(given):
         raise ConfigError(f"--modality {options.modality}", fix="write image, or audio+image")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmrep.cli.devices import choose_device
 from mmrep.errors import ConfigError, Fault
 from mmrep.progress import progress
 
@@ -19,8 +20,8 @@ def run(arguments: list[str]) -> int:
     """Run ``embed ...``."""
     options = _parser().parse_args(arguments[1:])
     worker, workers = work_share(options.shard_index, options.num_shards, os.environ)
-    if options.batch_size < 1:
-        raise ConfigError(f"--batch-size {options.batch_size}", fix="use at least 1")
+    if options.batch_size < 1 or options.num_workers < 0:
+        raise ConfigError(f"--batch-size {options.batch_size}, --num-workers {options.num_workers}")
     return _embed(options, worker, workers)
 
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def work_share(index: int | None, count: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which share of the work is this process's, out of how many: as asked for, of a SLURM array, or of torchrun.
+    """Which share of the work is this process's, out of how many: as asked for, or of a SLURM array, of torchrun, or of both.
 
     Raises:
         ConfigError: If one of the two is given without the other.
@@ -60,27 +61,27 @@ def work_share(index: int | None, count: int | None, environment: Mapping[str, s
         raise ConfigError("--shard-index and --num-shards belong together", fix="give both, or none")
     if index is not None and count is not None:
         return index, count
-    for place, total, first in (
-        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
-        ("RANK", "WORLD_SIZE", ""),
-    ):
-        if place in environment and total in environment:
-            try:
-                return int(environment[place]) - int(environment.get(first, 0)), int(environment[total])
-            except ValueError as error:
-                raise ConfigError(f"{place}={environment[place]}", fix="give --shard-index and --num-shards") from error
-    return 0, 1
+    task, tasks = _share("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", environment, "SLURM_ARRAY_TASK_MIN")
+    rank, ranks = _share("RANK", "WORLD_SIZE", environment)
+    return task * ranks + rank, tasks * ranks
+
+
+def _share(place: str, total: str, environment: Mapping[str, str], first: str = "") -> tuple[int, int]:
+    if place not in environment or total not in environment:
+        return 0, 1
+    try:
+        return int(environment[place]) - int(environment.get(first, 0)), int(environment[total])
+    except ValueError as error:
+        raise ConfigError(f"{place}={environment[place]}", fix="give --shard-index and --num-shards") from error
 
 
 def _embed(options: argparse.Namespace, worker: int, workers: int) -> int:
-    import torch
-
     from mmrep.data.index import Index
     from mmrep.interop import load
     from mmrep.search import EmbeddingJob
 
     index = Index.load(options.data)
-    model = load(options.checkpoint).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load(options.checkpoint).to(choose_device(options.device))
     job = EmbeddingJob(
         model,
         index,

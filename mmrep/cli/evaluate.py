@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrep.cli import classification, probe, report
+from mmrep.cli.devices import choose_device
 from mmrep.errors import ConfigError
 from mmrep.progress import progress
 
@@ -57,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         "--picture-direction", metavar="audio+text->image", help="of the picture (default: the last)"
     )
     retrieval.add_argument(
-        "--modality", default="image", help="what takes the pictures of a folder of CLIP_benchmark's"
+        "--modality", help="what takes the pictures of a folder of CLIP_benchmark's (default: image)"
     )
-    retrieval.add_argument("--text-modality", default="text", help="and what takes its captions")
+    retrieval.add_argument("--text-modality", help="and what takes its captions (default: text)")
     retrieval.add_argument(
         "--out-clip-benchmark", metavar="FILE", help="the figures as `clip_benchmark build` reads them"
     )
@@ -90,23 +91,24 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_retrieval(options: argparse.Namespace) -> dict[str, Any]:
     """Embed the split, rank, print the table, draw what was asked for; returns the JSON's content."""
-    import torch
-
     from mmrep.data.index import Index
     from mmrep.data.reader import Samples
     from mmrep.evaluation.report import draw_examples, print_table
     from mmrep.evaluation.retrieval import Direction, all_directions
-    from mmrep.evaluation.sources import open_source
+    from mmrep.evaluation.sources import open_source, retrieval_encoders
     from mmrep.evaluation.zero_shot import Split, zero_shot_retrieval
     from mmrep.interop import load
 
     source = open_source(options.data)
     if options.picture and not isinstance(source, Index):
         raise ConfigError("--picture draws samples of shards with an index.json", where=options.data)
-    model = load(options.checkpoint).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    directions = [Direction.parse(text, model.modalities) for text in options.direction or []] or None
+    model = load(options.checkpoint).to(choose_device(options.device))
+    if isinstance(source, Index) and (options.modality or options.text_modality):
+        raise ConfigError("--modality and --text-modality are for folders of CLIP_benchmark's", fix="use --direction")
+    names = {"image": options.modality or "image", "text": options.text_modality or "text"}
+    known = list(retrieval_encoders(source, model.by_modality, **names))
+    directions = [Direction.parse(text, known) for text in options.direction or []] or None
     split = Split(source, options.split, options.batch_size, options.num_workers, progress)
-    names = {"image": options.modality, "text": options.text_modality}
     figures, embeddings = zero_shot_retrieval(model, split, directions, **names)
     result = report.retrieval_result(options, len(embeddings), figures)
     print_table(result)

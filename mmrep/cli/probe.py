@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mmrep.cli.devices import choose_device
 from mmrep.errors import ConfigError, did_you_mean
 from mmrep.progress import progress
 
@@ -46,6 +47,7 @@ def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from mmrep.data.index import Index
+    from mmrep.evaluation.clip_benchmark import ClipBenchmark
     from mmrep.evaluation.knn import knn_probe
     from mmrep.evaluation.probe import linear_probe
     from mmrep.evaluation.report import print_probe
@@ -55,6 +57,8 @@ def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
 
     fit = {"ridge": linear_probe, "sgd": sgd_probe, "knn": knn_probe}[options.method]
     model = load(options.checkpoint)
+    if ClipBenchmark.found_in(options.data):
+        raise ConfigError("a folder of CLIP_benchmark's; a probe wants shards with an index.json", where=options.data)
     index = Index.load(options.data)
     if options.modality not in model.by_modality:
         raise ConfigError(
@@ -69,7 +73,7 @@ def evaluate_probe(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     classes = {type(part).__name__: type(part) for part in [*model.encoders.values(), model.loss]}
     untrained = MultimodalModel.from_config(model.config(), classes, model.files()).eval()
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(options.device)
     encoder, random = (source.by_modality[options.modality].to(device) for source in (model, untrained))
     features = {"trained": encoder.features, "random weights": random.features}
     width = encoder.empty(1).numel()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrep.cli.devices import choose_device
 from mmrep.errors import ConfigError
 from mmrep.progress import progress
 
@@ -19,8 +20,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_report(options: argparse.Namespace) -> dict[str, Any]:
     """Embed the split, write the page, print the retrieval table; returns the same as ``mmrep eval retrieval``."""
-    import torch
-
     from mmrep.data.index import Index
     from mmrep.data.reader import Samples
     from mmrep.evaluation.html_report import Evaluated, write_report
@@ -33,7 +32,7 @@ def evaluate_report(options: argparse.Namespace) -> dict[str, Any]:
     if options.queries < 0:
         raise ConfigError(f"--queries {options.queries}")
     curves = _curves(options)
-    model = load(options.checkpoint).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load(options.checkpoint).to(choose_device(options.device))
     index = Index.load(options.data)
     split = Split(index, options.split, options.batch_size, options.num_workers, progress)
     embeddings = split.embed(model, model.by_modality)

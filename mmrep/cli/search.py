@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrep.cli.devices import choose_device
 from mmrep.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 def _search(options: argparse.Namespace) -> int:
     from mmrep.search import EmbeddingIndex
 
-    index = EmbeddingIndex.load(options.index, device=options.device)
+    index = EmbeddingIndex.load(options.index, device=choose_device(options.device))
     kinds = {name: encoder.kind for name, encoder in index.model.by_modality.items()}
     query = parse_query(options, kinds)
     target = options.target or default_target({name: kinds[name] for name in index.modalities}, query)

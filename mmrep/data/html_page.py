@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from mmrep.files import replacing
+
 HEAD = """\
 <!doctype html>
 <html lang="en">
@@ -47,14 +49,9 @@ def write_page(path: Path, title: str, parts: Iterable[str], *, style: str = "")
         style: Rules beyond those of every page.
     """
     text = "".join([HEAD.format(title=escape(title), style=style), *parts, "</body>\n</html>\n"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    try:
-        # A name from index.json may hold what UTF-8 cannot.
-        beside.write_text(text, encoding="utf-8", errors="replace")
-        return beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", errors="replace")  # a name from index.json may hold what UTF-8 cannot
+    return path
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int]) -> str:

@@ -214,7 +214,8 @@ def _gap_cell(a: str, b: str, figures: Mapping[str, float]) -> str:
 
 def projection_chart(embeddings: Embeddings) -> str:
     """Rows of all modalities in the plane of their first two principal components."""
-    if not any(bool(mask.any()) for mask in embeddings.present.values()):
+    width = next(iter(embeddings.rows.values())).shape[1]
+    if width < 2 or not any(bool(mask.any()) for mask in embeddings.present.values()):
         return ""
     projection = project(embeddings.rows, embeddings.present)
     points = {

@@ -47,19 +47,22 @@ def knn_probe(
         raise ConfigError(f"neighbours={list(neighbours)} and temperature={temperature} must be positive")
     data = ProbeData.of(train, val, test)
     ks = sorted({min(k, len(data.train.classes)) for k in neighbours})
-    votes = {k: knn_votes(data.train, data.val.features, data.num_classes, k, temperature) for k in ks}
+    votes = knn_votes(data.train, data.val.features, data.num_classes, ks, temperature)
     best = max(ks, key=lambda k: accuracy_of(votes[k], data.val.classes))  # of equals, the fewer
-    return data.figures(votes[best], knn_votes(data.train, data.test.features, data.num_classes, best, temperature)) | {
-        "k": best
-    }
+    held_out = knn_votes(data.train, data.test.features, data.num_classes, [best], temperature)
+    return data.figures(votes[best], held_out[best]) | {"k": best}
 
 
-def knn_votes(train: Labelled, features: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
-    """Votes ``[N, C]`` for the classes of features ``[N, F]``, up to a factor for each sample."""
+def knn_votes(
+    train: Labelled, features: Tensor, num_classes: int, ks: Sequence[int], temperature: float
+) -> dict[int, Tensor]:
+    """For each k the votes ``[N, C]`` for the classes of features ``[N, F]``, up to a factor for each sample."""
     bank = F.normalize(train.features.float(), dim=1)
-    votes = []
+    votes: dict[int, list[Tensor]] = {k: [] for k in ks}
     for part in F.normalize(features.float(), dim=1).split(max(1, MOST_SIMILARITIES // len(bank))):
-        nearest, which = (part @ bank.T).topk(k, dim=1)
+        nearest, which = (part @ bank.T).topk(max(ks), dim=1)
         weights = ((nearest - nearest[:, :1]) / temperature).exp()  # of the best 1, so that none overflows
-        votes.append(torch.zeros(len(part), num_classes).scatter_add_(1, train.classes[which], weights))
-    return torch.cat(votes)
+        for k, parts in votes.items():
+            none = torch.zeros(len(part), num_classes)
+            parts.append(none.scatter_add_(1, train.classes[which[:, :k]], weights[:, :k]))
+    return {k: torch.cat(parts) for k, parts in votes.items()}

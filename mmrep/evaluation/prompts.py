@@ -92,7 +92,7 @@ def read_names_or_json(path: Path) -> Any:
     if path.stat().st_size > MOST_FILE_BYTES:
         raise ConfigError(f"a file of {path.stat().st_size} bytes", where=path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json" or (text.lstrip()[:1] in ("{", "[") and _is_json(text)):
             return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -94,6 +94,18 @@ def retrieval_encoders(
     return {name: encoders[only_of(encoders, "modality", name, None)] for name in (image, text)}
 
 
+def check_split(source: Source, split: str) -> None:
+    """Refuse a split that is not there, without reading it.
+
+    Raises:
+        DataError: With the nearest that is.
+    """
+    if isinstance(source, Index):
+        source.split(split)
+    else:
+        source.shards(split)
+
+
 @dataclass(frozen=True)
 class ClassTask:
     """What zero-shot classification on a source is.
@@ -137,6 +149,10 @@ def class_task(
         name = only_of(source.labels, "label", label, where)
         labels, known, own = [name], source.labels[name].classes, source.labels[name].templates
     else:
+        if label is not None:
+            raise ConfigError(
+                f"--label {label}: a folder of CLIP_benchmark's has its own", where=where, fix="leave it out"
+            )
         name, labels, known, own = _of_clip_benchmark(source)
     keys = [*([language] if language else []), name, "en"]
     classes = read_classnames(Path(classnames), keys) if classnames else known

@@ -19,6 +19,9 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 40
 LINE_HEIGHT = 17
 """Of the legend, which stands below."""
 
+MOST = 1e300
+"""Values beyond it stand at the chart's edge."""
+
 Point = tuple[float, float]
 
 
@@ -42,7 +45,7 @@ class Axis:
     @classmethod
     def around(cls, label: str, values: Sequence[float], *, margin: float = 0.04) -> Axis:
         """An axis that holds some finite values, with some room."""
-        low, high = min(values), max(values)
+        low, high = (min(MOST, max(-MOST, value)) for value in (min(values), max(values)))
         room = margin * (high - low) or max(abs(high), 1.0) * margin
         return cls(label, low - room, high + room)
 
@@ -56,11 +59,11 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten between two numbers."""
     if not high > low:
         return [low]
-    raw = (high - low) / most
+    raw = max(high - low, 1 / MOST) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def line_chart(title: str, series: Mapping[str, Sequence[Point]], x: Axis, y: Axis) -> str:

@@ -79,6 +79,20 @@ def zero_shot_retrieval(
     return retrieve(embeddings, model, directions), embeddings
 
 
+def check_classification(model: MultimodalModel, given: Sequence[str], text: str) -> None:
+    """Refuse to classify what the model does not have.
+
+    Raises:
+        ConfigError: On an unknown modality, or one that takes no prompts.
+    """
+    known = model.by_modality
+    for name in (*given, text):
+        if name not in known:
+            raise ConfigError(f"the model has no modality '{name}'", fix=did_you_mean(name, known))
+    if text in given or known[text].kind != "text":
+        raise ConfigError(f"'{text}' cannot take the prompts for {'+'.join(given)}", fix="give --text-modality")
+
+
 @torch.inference_mode()
 def zero_shot_classification(
     model: MultimodalModel, split: Split, task: ClassTask, *, given: Sequence[str] = ("image",), text: str = "text"
@@ -96,12 +110,8 @@ def zero_shot_classification(
         What `mmrep.evaluation.classification.classify` gives.
     """
     model.eval()
+    check_classification(model, given, text)
     known = model.by_modality
-    for name in (*given, text):
-        if name not in known:
-            raise ConfigError(f"the model has no modality '{name}'", fix=did_you_mean(name, known))
-    if text in given or known[text].kind != "text":
-        raise ConfigError(f"'{text}' cannot take the prompts for {'+'.join(given)}", fix="give --text-modality")
     with split.progress("prompts", sum(map(len, task.prompts))) as advance:
         classifier = class_embeddings(model, text, task.prompts, batch_size=split.batch_size, advance=advance)
     embeddings = split.embed(model, {name: known[name] for name in given})

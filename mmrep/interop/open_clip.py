@@ -25,6 +25,7 @@ from mmrep.encoders.open_clip import (
     text_files,
 )
 from mmrep.errors import ConfigError, did_you_mean
+from mmrep.files import replacing
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
 
@@ -106,13 +107,10 @@ def export_open_clip(
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in texts.files.items():
         (folder / name).write_text(content, encoding="utf-8")
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()},
-        folder / f"{WEIGHT_FILES[0]}.part",
-    )
-    (folder / f"{WEIGHT_FILES[0]}.part").replace(folder / WEIGHT_FILES[0])
-    (folder / f"{CONFIG_FILE}.part").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{CONFIG_FILE}.part").replace(folder / CONFIG_FILE)
+    with replacing(folder / WEIGHT_FILES[0]) as part:
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, part)
+    with replacing(folder / CONFIG_FILE) as part:
+        part.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return folder
 
 

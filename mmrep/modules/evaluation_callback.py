@@ -11,8 +11,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from mmrep.errors import ConfigError, check_choice
 from mmrep.evaluation.retrieval import Direction
-from mmrep.evaluation.sources import class_task, open_source
-from mmrep.evaluation.zero_shot import Split, zero_shot_classification, zero_shot_retrieval
+from mmrep.evaluation.sources import Source, check_split, class_task, open_source, retrieval_encoders
+from mmrep.evaluation.zero_shot import Split, check_classification, zero_shot_classification, zero_shot_retrieval
 from mmrep.model import MultimodalModel
 
 TASKS = ("classification", "retrieval")
@@ -84,10 +84,23 @@ class ZeroShotEvaluation(pl.Callback):
         }  # fmt: skip
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find out before the first step that the data are not there, or not of this task."""
-        source = open_source(self.data)
+        """Find out before the first step that the data are not there, or not of this task, or not for this model."""
+        source, model = open_source(self.data), pl_module.model
+        assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
+        check_split(source, self.split)
         if self.task == "classification":
             class_task(source, **self.classes)
+            check_classification(model, self._given, self.text_modality)
+        else:
+            self._directions(source, model)
+
+    @property
+    def _given(self) -> tuple[str, ...]:
+        return tuple(sorted(set(self.modality.split("+"))))
+
+    def _directions(self, source: Source, model: MultimodalModel) -> list[Direction] | None:
+        known = retrieval_encoders(source, model.by_modality, self.modality, self.text_modality)
+        return [Direction.parse(text, list(known)) for text in self.directions or ()] or None
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING
@@ -106,12 +119,10 @@ class ZeroShotEvaluation(pl.Callback):
         split = Split(source, self.split, self.batch_size, self.num_workers)
         names = {"image": self.modality, "text": self.text_modality}
         if self.task == "retrieval":
-            chosen = [Direction.parse(text, model.modalities) for text in self.directions or ()] or None
-            directions, _ = zero_shot_retrieval(model, split, chosen, **names)
+            directions, _ = zero_shot_retrieval(model, split, self._directions(source, model), **names)
             figures = {f"{d}/{name}": found[name] for d, found in directions.items() for name in RETRIEVAL_FIGURES}
         else:
-            given = tuple(sorted(set(self.modality.split("+"))))
             task = class_task(source, **self.classes)
-            found = zero_shot_classification(model, split, task, given=given, text=self.text_modality)
+            found = zero_shot_classification(model, split, task, given=self._given, text=self.text_modality)
             figures = {name: found[name] for name in CLASSIFICATION_FIGURES if name in found}
         return {name: value for name, value in figures.items() if value is not None}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +19,7 @@ from mmrep.data.index import Index, Shard
 from mmrep.data.reader import Samples
 from mmrep.errors import ConfigError, DataError, Fault, MmrepError, check_choice, did_you_mean
 from mmrep.evaluation.embeddings import embed_loader
+from mmrep.files import PART
 from mmrep.model import MultimodalModel
 from mmrep.search.manifest import (
     NAME,
@@ -23,7 +27,6 @@ from mmrep.search.manifest import (
     ShardRecord,
     Source,
     config_digest,
-    file_record,
     model_digest,
     parse_record,
     read_json,
@@ -33,6 +36,8 @@ from mmrep.search.manifest import (
 from mmrep.search.row_files import FORMATS, ShardRows, check_installed
 from mmrep.search.shard_plan import ShardPlan
 
+ABANDONED_S = 3600
+"""Unfinished files that are older, in seconds, are of a process that was killed."""
 ROWS, MODEL = "rows", "model"
 """Below the folder: the embeddings, and the model."""
 
@@ -77,7 +82,7 @@ class EmbeddingJob:
             raise ConfigError(f"share {worker} of {workers}", fix="--shard-index counts from 0 to --num-shards - 1")
         self.model, self.index, self.out = model, index, out
         self.encoders = {name: model.by_modality[name] for name in _known(modalities, model)}
-        chosen = list(splits or index.splits)
+        chosen = list(dict.fromkeys(splits or index.splits))
         shards = {shard.name: shard for split in chosen for shard in index.split(split)}
         self.source = Source(
             model_config=config_digest(model),
@@ -136,8 +141,7 @@ class EmbeddingJob:
         manifest = replace(Manifest.load(self.out), shards=done)
         if manifest != Manifest.load(self.out):
             manifest.save(self.out)
-        for left in (self.out / ROWS).rglob("*.part"):  # of processes that were killed
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        _remove_abandoned(self.out / ROWS)
         return manifest
 
     def _prepare(self, manifest: Manifest) -> None:
@@ -145,7 +149,8 @@ class EmbeddingJob:
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError("not a folder", where=self.out, fix="choose another --out")
         if not (self.out / NAME).exists():
-            if self.out.exists() and any(self.out.iterdir()):
+            there = [path for path in self.out.iterdir() if path.suffix != PART] if self.out.exists() else []
+            if there and not (self.out / NAME).exists():  # another process may have made it in the meantime
                 raise ConfigError(
                     "the folder exists and holds no embeddings", where=self.out, fix="choose another --out"
                 )
@@ -178,7 +183,7 @@ class EmbeddingJob:
             source=self.source.digest,
             rows=len(rows.keys),
             present={name: int(mask.sum()) for name, mask in rows.present.items()},
-            files={file.relative_to(self.out).as_posix(): file_record(file) for file in files},
+            files={file.relative_to(self.out).as_posix(): found for file, found in files.items()},
             faults=[
                 {"key": fault.key, "modality": fault.modality, "reason": fault.reason, "detail": fault.detail}
                 for fault in faults
@@ -202,6 +207,14 @@ class EmbeddingJob:
         rows = {name: np.zeros((0, self.model.embed_dim), np.float32) for name in self.encoders}
         contents = {name: np.zeros(0, np.int64) for name in rows}
         return ShardRows([], [], rows, {name: np.zeros(0, bool) for name in rows}, contents)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for place, folders, files in os.walk(folder):  # what others take away meanwhile, it passes over
+        for left in (Path(place) / name for name in [*folders, *files] if name.endswith(PART)):
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def rows_path(folder: Path, shard: str) -> Path:

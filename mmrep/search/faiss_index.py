@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmrep.errors import DataError
+from mmrep.files import replacing
 from mmrep.search.manifest import AGAIN, NAME, read_json, write_json
 
 MOST_CELLS = 65536
@@ -69,13 +69,9 @@ def build(folder: Path, target: str, tiles: Tiles, *, rows: int, width: int) -> 
             raise DataError(f"rows of '{target}' hold NaN or infinity", where=folder, fix=AGAIN)
         index.add_with_ids(part.numpy(), numbers.numpy())
     path, record = _places(folder, target)
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
+    with replacing(path) as beside:
         faiss.write_index(index, str(beside))
         size = beside.stat().st_size
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
     write_json(record, {"manifest": _manifest_digest(folder), "bytes": size, "rows": rows, "cells": cells})
 
 

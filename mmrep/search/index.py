@@ -152,7 +152,7 @@ class EmbeddingIndex:
         queries = self._check(given, target, k)
         check_choice("method", method, METHODS)
         self.score(target, given, queries.new_ones(1, queries.shape[1]))  # an impossible case fails before the work
-        note = ""
+        note, k = "", min(k, self.count(target))
         if method == "approximate" or (method == "auto" and self.count(target) > EXACT_ROWS):
             found = "copies are asked for" if copies else approximate_search(self, given, target, k)
             if not isinstance(found, str):
@@ -188,7 +188,7 @@ class EmbeddingIndex:
     def _exact(self, given: Mapping[str, Tensor], target: str, k: int, copies: bool) -> list[list[Hit]]:
         count = len(next(iter(given.values())))
         parts = [slice(first, first + QUERIES) for first in range(0, count, QUERIES)]
-        best = [RunningTopK(min(part.stop, count) - part.start, min(k, self.count(target))) for part in parts]
+        best = [RunningTopK(min(part.stop, count) - part.start, k) for part in parts]
         for numbers, rows, contents in self.tiles(target):
             for part, running in zip(parts, best, strict=True):
                 scores = self.score(target, {name: given[name][part] for name in given}, rows)
@@ -207,6 +207,8 @@ class EmbeddingIndex:
         place = bisect.bisect_right(self._starts, number) - 1
         shard = self.manifest.shards[place].name
         keys, numbers = self._samples(shard)
+        if not len(keys) == len(numbers) == self.manifest.shards[place].rows:
+            raise DataError("keys and rows are not equally many", where=rows_path(self.folder, shard), fix=AGAIN)
         row = number - self._starts[place]
         return Hit(score, keys[row], shard, numbers[row])
 

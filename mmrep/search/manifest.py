@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from mmrep.data.locations import is_url
 from mmrep.errors import ConfigError, DataError
+from mmrep.files import replacing
 from mmrep.model import MultimodalModel
 
 FORMAT = "mmrep-embeddings-1"
@@ -99,9 +99,12 @@ class ShardRecord:
 
     def digests_fit(self, folder: Path) -> bool:
         """Whether its files are there, bit by bit."""
-        return self.sizes_fit(folder) and all(
-            file_record(folder / name).sha256 == file.sha256 for name, file in self.files.items()
-        )
+        try:
+            return self.sizes_fit(folder) and all(
+                file_record(folder / name).sha256 == file.sha256 for name, file in self.files.items()
+            )
+        except FileNotFoundError:  # just replaced by another process
+            return False
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Manifest:
             raise DataError(f"format '{content.get('format')}'", where=path, fix=f"this version reads {FORMAT}")
         try:
             shards = [parse_record(record) for record in content["shards"]]
-            return cls(Source(**content["source"]), str(content["data"]), shards)
+            return cls(_parse_source(content["source"]), str(content["data"]), shards)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"broken manifest ({error})", where=path, fix=AGAIN) from error
 
@@ -157,7 +160,23 @@ def parse_record(content: dict[str, Any]) -> ShardRecord:
     files = {name: FileRecord(**file) for name, file in content["files"].items()}
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise TypeError("a file outside the folder")
-    return ShardRecord(**{**content, "files": files})
+    record = ShardRecord(**{**content, "files": files})
+    counts = isinstance(record.present, dict) and all(
+        isinstance(n, int) for n in (record.rows, *record.present.values())
+    )
+    sizes = all(isinstance(file.bytes, int) and isinstance(file.sha256, str) for file in files.values())
+    if not counts or not sizes or not isinstance(record.name, str) or not isinstance(record.faults, list):
+        raise TypeError("a record with values of other types")
+    return record
+
+
+def _parse_source(content: dict[str, Any]) -> Source:
+    source = Source(**content)
+    texts = (*source.splits, *source.shards, *source.modalities.items())
+    named = isinstance(source.modalities, dict) and isinstance(source.splits, list) and isinstance(source.shards, list)
+    if not named or not isinstance(source.embed_dim, int) or not all(isinstance(t, str | tuple) for t in texts):
+        raise TypeError("a source with values of other types")
+    return source
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -177,12 +196,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside and rename it; many processes may write the same file at once."""
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
-        beside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="replace")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="replace")
 
 
 def file_record(path: Path) -> FileRecord:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmrep.errors import ConfigError, DataError
-from mmrep.search.manifest import AGAIN
+from mmrep.files import replacing
+from mmrep.search.manifest import AGAIN, FileRecord, file_record
 
 ROW_GROUP = 4096
 """Rows of a Parquet file that are read at a time."""
@@ -46,8 +46,8 @@ Tile = tuple[np.ndarray, np.ndarray, np.ndarray]
 class RowFormat(Protocol):
     """A way to store `ShardRows` below a path without a suffix."""
 
-    def write(self, path: Path, shard: ShardRows) -> list[Path]:
-        """Write beside and rename; gives the files."""
+    def write(self, path: Path, shard: ShardRows) -> dict[Path, FileRecord]:
+        """Write beside and rename; gives the files, and what they are: looked at before others can replace them."""
 
     def tiles(self, path: Path, modality: str, rows: int, width: int, tile: int) -> Iterator[Tile]:
         """The rows that are there, in order.
@@ -69,7 +69,7 @@ class RowFormat(Protocol):
 class ParquetRows:
     """``NAME.parquet``: key, number, per modality M a fixed-size list of floats (null where it is absent) and M.content."""
 
-    def write(self, path: Path, shard: ShardRows) -> list[Path]:
+    def write(self, path: Path, shard: ShardRows) -> dict[Path, FileRecord]:
         pa, pq = _pyarrow()
         columns = {"key": pa.array(shard.keys, pa.string()), "number": pa.array(shard.numbers, pa.int64())}
         for name, rows in shard.rows.items():
@@ -78,7 +78,7 @@ class ParquetRows:
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1], mask=absent)
             columns[f"{name}.content"] = pa.array(shard.contents[name], pa.int64())
         final = _suffixed(path, ".parquet")
-        with _beside(final) as part:
+        with replacing(final) as part:
             # Floats neither compress nor repeat; checksums find a flipped bit when the page is read.
             pq.write_table(
                 pa.table(columns),
@@ -89,7 +89,7 @@ class ParquetRows:
                 write_statistics=False,
                 write_page_checksum=True,
             )
-        return [final]
+            return {final: file_record(part)}
 
     def tiles(self, path: Path, modality: str, rows: int, width: int, tile: int) -> Iterator[Tile]:
         final, first = _suffixed(path, ".parquet"), 0
@@ -113,8 +113,8 @@ class ParquetRows:
 class NpyRows:
     """``NAME/``: per modality M ``M.npy`` fp32 ``[N, D]``, ``M.present.npy``, ``M.content.npy``; keys and numbers as JSON."""
 
-    def write(self, path: Path, shard: ShardRows) -> list[Path]:
-        with _beside(path) as part:
+    def write(self, path: Path, shard: ShardRows) -> dict[Path, FileRecord]:
+        with replacing(path) as part:
             part.mkdir()
             for name, rows in shard.rows.items():
                 np.save(part / f"{name}.npy", np.ascontiguousarray(rows, np.float32))
@@ -123,8 +123,7 @@ class NpyRows:
             samples = {"keys": shard.keys, "numbers": shard.numbers}
             text = json.dumps(samples, ensure_ascii=False)
             (part / "samples.json").write_text(text, encoding="utf-8", errors="replace")
-            shutil.rmtree(path, ignore_errors=True)  # what a damaged earlier run left
-        return sorted(path.iterdir())
+            return {path / file.name: file_record(file) for file in sorted(part.iterdir())}
 
     def tiles(self, path: Path, modality: str, rows: int, width: int, tile: int) -> Iterator[Tile]:
         with _reading(path / f"{modality}.npy"):
@@ -140,7 +139,7 @@ class NpyRows:
     def samples(self, path: Path) -> tuple[list[str], list[int]]:
         with _reading(path / "samples.json"):
             content = json.loads((path / "samples.json").read_text(encoding="utf-8"))
-            return content["keys"], content["numbers"]
+            return list(map(str, content["keys"])), list(map(int, content["numbers"]))
 
 
 FORMATS: dict[str, RowFormat] = {"npy": NpyRows(), "parquet": ParquetRows()}
@@ -175,24 +174,10 @@ def _suffixed(path: Path, suffix: str) -> Path:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A path to write, which takes the place of ``path`` when all went well; unique, for many processes may write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """What a broken file raises, in one line. pyarrow's errors are ValueErrors, OSErrors and KeyErrors."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, tokenize.TokenError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"broken embeddings ({reason[:120]})", where=path, fix=AGAIN) from error

@@ -41,7 +41,8 @@ class RunningTopK:
             return
         scores = scores[better].float()
         if contents is not None:
-            known = (self._contents[better][:, :, None] == contents).any(dim=1)
+            kept = self._contents[better]
+            known = torch.stack([torch.isin(contents, own) for own in kept])  # a query at a time: never [Q, k, T]
             scores = scores.masked_fill(known, -torch.inf)
         # Earlier candidates stand first, and the order is stable: a tie keeps the earlier one.
         together = torch.cat([self.scores[better], scores], dim=1)

@@ -43,7 +43,7 @@ def run_folder(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("<b>data")
-    samples = [sample(f"k{number:02d}", number) for number in range(24)]
+    samples = [sample(f'"><script>k{number:02d}', number) for number in range(24)]
     samples[0]["txt"] = EVIL
     write_shard(folder / "test-000000.tar", samples)
     build_index(folder, MODALITIES, group_key="label", labels={"label": Label(CLASSES)}).save()

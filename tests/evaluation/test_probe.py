@@ -125,7 +125,7 @@ def test_neighbours_vote_as_in_lightly() -> None:
     unit = [torch.nn.functional.normalize(s.features, dim=1) for s in (train, test)]
     for k, temperature in ((1, 0.1), (20, 0.07), (120, 0.5)):
         expected = knn_predict(unit[1], unit[0].T, train.classes, num_classes=4, knn_k=k, knn_t=temperature)
-        votes = knn_votes(train, test.features, 4, k, temperature)
+        votes = knn_votes(train, test.features, 4, [1, k], temperature)[k]
         assert votes.argmax(dim=1).tolist() == expected[:, 0].tolist()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_a_run_logs_the_figures_every_second_epoch(tiny_shards: Path, tmp_path: 
     for callback in (evaluations := callbacks(tiny_shards)):
         callback.every_n_epochs = 2
     trainer = pl.Trainer(
-        max_epochs=2, accelerator="cpu", logger=pl.loggers.CSVLogger(tmp_path), enable_progress_bar=False,
+        max_epochs=3, accelerator="cpu", logger=pl.loggers.CSVLogger(tmp_path, name="", version=""), enable_progress_bar=False,
         enable_model_summary=False, log_every_n_steps=1, callbacks=[*evaluations, chosen], default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0))
@@ -90,8 +91,10 @@ def test_a_run_logs_the_figures_every_second_epoch(tiny_shards: Path, tmp_path: 
         f"eval/{name}/text->image/mrr",
     ):
         assert key in logged, sorted(logged)
-    assert float(logged["eval/images/acc1"]) == pytest.approx(evaluations[0].evaluate(module.model)["acc1"])
     assert chosen.best_model_path.endswith("epoch=1.ckpt")
+    with (tmp_path / "metrics.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["epoch"] for line in lines if line["eval/images/acc1"]} == {"1"}, "of epochs 0, 1 and 2"
 
 
 def test_mistakes_are_found_before_the_first_step(tiny_shards: Path, tmp_path: Path) -> None:
@@ -99,9 +102,16 @@ def test_mistakes_are_found_before_the_first_step(tiny_shards: Path, tmp_path: P
         ZeroShotEvaluation(str(tiny_shards), "classify")
     with pytest.raises(ConfigError, match="every_n_epochs=0"):
         ZeroShotEvaluation(str(tiny_shards), every_n_epochs=0)
-    for callback in (
-        ZeroShotEvaluation(str(tmp_path / "nothing")),
-        ZeroShotEvaluation(str(tiny_shards), "classification", label="lable"),
-    ):
-        with pytest.raises(MmrepError):
-            callback.setup(None, None, "fit")  # type: ignore[arg-type]
+    module = PairwiseCLIP(ENCODERS, embed_dim=8)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"data": str(tmp_path / "nothing")}, "index.json"),
+        ({"split": "tset"}, "did you mean 'test'"),
+        ({"directions": ["text->imgae"]}, "did you mean 'image'"),
+        ({"task": "classification", "label": "lable"}, "did you mean 'label'"),
+        ({"task": "classification", "label": "label", "modality": "imgae"}, "did you mean 'image'"),
+        ({"task": "classification", "label": "label", "text_modality": "audio"}, "cannot take the prompts"),
+    ]
+    for options, message in wrong:
+        callback = ZeroShotEvaluation(**{"data": str(tiny_shards), **options})
+        with pytest.raises(MmrepError, match=message):
+            callback.setup(pl.Trainer(accelerator="cpu", logger=False), module, "fit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mmrep.data.writer import write_shard
 from mmrep.errors import ConfigError, DataError, MmrepError
 from mmrep.search import EmbeddingIndex, EmbeddingJob
 from mmrep.search.shard_plan import ShardPlan
+from tests.gloo_pool import GlooPool
 from tests.search.conftest import embed, small
 from tests.tiny import MODALITIES, file_bytes, sample
 
@@ -98,9 +100,13 @@ def test_a_job_that_dies_in_the_middle_goes_on_from_there(tiny_shards: Path, tmp
     assert job.finish() is None
     with pytest.raises(DataError, match=r"not finished .*again"):
         EmbeddingIndex.load(out)
-    (out / "rows" / "train-000001.0123456789ab.part").mkdir()  # of a process that was killed
+    killed, alive = (out / "rows" / f"train-000001.{name}.part" for name in ("0123456789ab", "ba9876543210"))
+    killed.mkdir()
+    alive.mkdir()
+    os.utime(killed, (0, 0))
     job, manifest = embed(small(), tiny_shards, out)
     assert job.kept == 2 and len(job.pending) == 3 and manifest is not None
+    assert not killed.exists() and alive.exists(), "what another process may be writing stays"
     embed(small(), tiny_shards, tmp_path / "at once")
     assert file_bytes(out) == file_bytes(tmp_path / "at once")
 
@@ -226,3 +232,31 @@ def test_workers_change_nothing(tiny_shards: Path, tmp_path: Path, num_workers: 
     job = EmbeddingJob(small(), Index.load(tiny_shards), tmp_path / "out", data=str(tiny_shards))
     assert job.run(batch_size=9, num_workers=num_workers) == [] and job.finish() is not None
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
+
+
+def embed_at_once(rank: int, shares: bool, shards: Path, out: Path) -> bool:
+    """One of several processes that begin at the same moment."""
+    torch.distributed.barrier()
+    worker, workers = (rank, 3) if shares else (0, 1)
+    _, manifest = embed(small(), shards, out, worker=worker, workers=workers)
+    torch.distributed.barrier()
+    return manifest is not None
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_processes_may_begin_at_once_and_do_the_same_work(
+    shares: bool, tiny_shards: Path, tmp_path: Path, pool3: GlooPool
+) -> None:
+    """As a job array does; and by mistake, all with one share."""
+    embed(small(), tiny_shards, tmp_path / "alone")
+    expected = file_bytes(tmp_path / "alone")
+    for attempt in range(4):
+        out = tmp_path / f"out{attempt}"
+        finished = pool3.run(embed_at_once, [(rank, shares, tiny_shards, out) for rank in range(3)], timeout=90)
+        assert any(finished) and file_bytes(out) == expected
+
+
+def test_a_split_that_is_named_twice_is_one(tiny_shards: Path, tmp_path: Path) -> None:
+    embed(small(), tiny_shards, tmp_path / "out", splits=["val", "val"])
+    job, _ = embed(small(), tiny_shards, tmp_path / "out", splits=["val"])
+    assert not job.pending

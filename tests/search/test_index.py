@@ -326,3 +326,47 @@ def test_broken_folders_are_refused_in_one_line(embedded: Path, tmp_path: Path) 
     refused(MmrepError, "no config.json")
     rows.unlink()
     refused(DataError, "gone or cut short")
+
+
+def test_copies_are_known_without_a_matrix_of_queries_kept_and_tile() -> None:
+    """Equal to a search over all at once, for a k and a tile of which [Q, k, T] would be half a gibibyte."""
+    generator = torch.Generator().manual_seed(0)
+    scores, contents = torch.rand(8, 16384, generator=generator), torch.randint(0, 5000, (16384,), generator=generator)
+    first = torch.full((5000,), 16384).scatter_reduce(0, contents, torch.arange(16384), "amin")
+    scores = scores[:, first.clamp(max=16383)][:, contents]  # equal contents score alike
+    running = RunningTopK(8, 4000)
+    for part in torch.arange(16384).split(8192):
+        running.add(scores[:, part], part, contents[part])
+    found, numbers = running.result()
+    distinct = first[first < 16384].sort().values
+    best = scores[:, distinct].sort(dim=1, descending=True, stable=True)
+    assert torch.equal(found, best.values[:, :4000]) and torch.equal(numbers, distinct[best.indices[:, :4000]])
+
+
+def test_a_k_larger_than_all_is_all_of_them(embedded: Path) -> None:
+    index = EmbeddingIndex.load(embedded)
+    rows = index.model.encode(text=["red"])
+    for method in ("exact", "approximate"):
+        assert len(index.search(rows, target="image", k=10**12, method=method, copies=False).hits[0]) > 10
+
+
+def test_a_manifest_with_values_of_other_types_is_one_line(embedded: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(embedded, tmp_path / "copy"))
+    whole = json.loads((folder / "manifest.json").read_text())
+    wrong: list[tuple[list[Any], Any]] = [
+        (["source", "modalities"], ["image"]),
+        (["source", "embed_dim"], "16"),
+        (["source", "splits"], None),
+        (["shards", 0, "rows"], "20"),
+        (["shards", 0, "present"], {"image": None}),
+        (["shards", 0, "files"], []),
+    ]
+    for path, value in wrong:
+        content = json.loads(json.dumps(whole))
+        place = content
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+        (folder / "manifest.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match="broken manifest"):
+            EmbeddingIndex.load(folder)

@@ -19,7 +19,7 @@ from mmrep.data.writer import write_shard
 from mmrep.errors import MmrepError
 from mmrep.search import page as page_module
 from tests.data.test_contact_sheet import EVIL, Page
-from tests.search.conftest import small
+from tests.search.conftest import embed, small
 from tests.tiny import MODALITIES, flac, png, sample
 
 
@@ -149,3 +149,20 @@ def test_names_of_modalities_are_found_by_kind() -> None:
     assert search_command.default_target(kinds, dict.fromkeys(("photo", "ecg", "caption_en"), "")) == "caption_de"
     with pytest.raises(MmrepError, match=r"--target caption_en\|caption_de"):
         search_command.default_target(kinds, dict.fromkeys(("photo", "ecg"), ""))
+
+
+def test_keys_with_markup_stay_text(tmp_path: Path) -> None:
+    evil = '"><script>x<b>'
+    members = [{**sample(f"k{n}", n), "__key__": f"{evil}{n}"} for n in range(3)]
+    (tmp_path / "data").mkdir()
+    write_shard(tmp_path / "data" / "test-000000.tar", members)
+    build_index(tmp_path / "data", MODALITIES).save()
+    embed(small(), tmp_path / "data", tmp_path / "index")
+    assert search(tmp_path, "--text", "red", "--html", str(tmp_path / "page.html")) == 0
+    Page(tmp_path / "page.html").check_safe()
+    assert "<script" not in (tmp_path / "page.html").read_text()
+
+
+def test_a_device_that_is_not_there_is_one_line(home: Path) -> None:
+    with pytest.raises(MmrepError, match=r"--device nonsense: there is none here"):
+        search(home, "--text", "red", "--device", "nonsense")

@@ -1,0 +1,58 @@
+"""Files that are written beside their place and renamed, so that a reader finds the whole file or none."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PART = ".part"
+"""End of the names of what is not finished."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file or a folder at, which takes the place of ``path`` if all goes well.
+
+    Its name is its own, so that many processes may write the same at once: the last one's stays. A folder that stood there
+    is moved away first and then removed.
+
+    Args:
+        path: Where it will be; its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PART}")
+    try:
+        yield part
+        if part.is_dir():
+            _replace_folder(part, path)
+        else:
+            part.replace(path)
+    finally:
+        _remove(part)
+
+
+def _replace_folder(part: Path, path: Path) -> None:
+    while True:
+        old = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PART}")
+        try:
+            path.rename(old)
+        except FileNotFoundError:
+            pass
+        else:
+            _remove(old)
+        try:
+            part.rename(path)
+            return
+        except OSError:  # another process has put one there in the meantime
+            if not path.exists():
+                raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
