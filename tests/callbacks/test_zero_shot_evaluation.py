@@ -18,7 +18,7 @@ from mmrep.errors import ConfigError, MmrepError
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
 from mmrep.modules import PairwiseCLIP
-from mmrep.modules.evaluation_callback import ZeroShotEvaluation
+from mmrep.callbacks.zero_shot_evaluation import ZeroShotEvaluation
 from tests.gloo_pool import GlooPool
 
 ENCODERS: dict[str, Any] = {

@@ -49,7 +49,7 @@ class ZeroShotEvaluation(pl.Callback):
 
             trainer:
               callbacks:
-                - class_path: mmrep.modules.evaluation_callback.ZeroShotEvaluation
+                - class_path: mmrep.callbacks.ZeroShotEvaluation
                   init_args: {data: data/imagenet_val, task: classification, every_n_epochs: 5}
     """
 
