@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from mmrep.callbacks.zero_shot_evaluation import ZeroShotEvaluation
 from mmrep.cli import main
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.encoders import ConvImageEncoder, MelAudioEncoder, NgramTextEncoder
@@ -18,7 +19,6 @@ from mmrep.errors import ConfigError, MmrepError
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
 from mmrep.modules import PairwiseCLIP
-from mmrep.callbacks.zero_shot_evaluation import ZeroShotEvaluation
 from tests.gloo_pool import GlooPool
 
 ENCODERS: dict[str, Any] = {
