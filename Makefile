@@ -13,7 +13,7 @@ help: ## What there is to make
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[wandb,tensorboard,viz,fast,hf,search,emoji-m3,dev]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[wandb,tensorboard,viz,fast,hf,search,ray,emoji-m3,dev]'
 	@touch $(STAMP)
 
 install: $(STAMP) ## The environment, in .venv
