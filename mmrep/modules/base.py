@@ -25,6 +25,7 @@ from mmrep.model import MultimodalModel
 from mmrep.modules.freezing import depth_scales, freeze_parameters, keep_frozen_in_eval
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
 from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
+from mmrep.ops.step_clock import ENCODERS_FORWARD, LOSS_FORWARD, mark_backward, part
 from mmrep.stable_hash import stable_hash
 
 SEED_KEY = "mmrep_random_seed"
@@ -77,6 +78,8 @@ class ContrastiveModule(pl.LightningModule):
         depth_scales(self.model, layer_decay)  # refuses a bad value before anything is read
         keep_frozen_in_eval(self.model)
         self._collector = EmbeddingCollector()
+        self.retrieved: dict[str, dict[str, Any]] = {}
+        """Figures of the last validation, as `mmrep.evaluation.retrieval.retrieve` gives."""
         self._random_seed: int | None = None
         self._faults = torch.zeros(())  # corrupt samples met by all ranks since the run began or went on
 
@@ -104,8 +107,11 @@ class ContrastiveModule(pl.LightningModule):
         torch.manual_seed(stable_hash(step))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        rows = self(batch)
-        output = self._loss(batch, rows)
+        with part(ENCODERS_FORWARD):
+            rows = self(batch)
+        mark_backward(rows, several_ranks=world_size() > 1)
+        with part(LOSS_FORWARD):
+            output = self._loss(batch, rows)
         whole = over_ranks(output, faults=len(batch.faults))
         self._faults = whole.metrics["faults"] + self._faults
         if not bool(
@@ -223,7 +229,8 @@ class ContrastiveModule(pl.LightningModule):
         """Retrieval in every direction, each sample once, the queries shared by the ranks; and the geometry."""
         embeddings = self._collector.gathered(self.device)
         figures: dict[str, Any] = dict(geometry(embeddings.rows, embeddings.present))
-        for direction, found in retrieve(embeddings, self.model.loss).items():
+        self.retrieved = retrieve(embeddings, self.model.loss)
+        for direction, found in self.retrieved.items():
             figures |= {f"{direction}/{name}": found[name] for name in ("recall@1", "recall@5", "recall@10", "mrr")}
         for name, value in figures.items():
             if value is not None:

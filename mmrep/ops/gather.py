@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmrep.ops.multilinear import in_fp32
+from mmrep.ops.step_clock import COMMUNICATION, part
 
 HALF = (torch.float16, torch.bfloat16)
 PRESENT, FINITE = 1, 2
@@ -36,13 +37,29 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+@part(COMMUNICATION)
+def _all_reduce(tensor: Tensor, *operation: Any) -> None:
+    """Sum in place, unless another operation is named."""
+    dist.all_reduce(tensor, *operation)
+
+
+@part(COMMUNICATION)
+def _all_gather(everyone: Tensor, own: Tensor) -> None:
+    dist.all_gather_into_tensor(everyone, own)
+
+
+@part(COMMUNICATION)
+def _reduce_scatter(own: Tensor, everyone: Tensor) -> None:
+    dist.reduce_scatter_tensor(own, everyone)
+
+
 def row_counts(rows: int, device: torch.device) -> list[int]:
     """How many rows each rank has."""
     if world_size() == 1:
         return [rows]
     counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
     counts[rank()] = rows
-    dist.all_reduce(counts)
+    _all_reduce(counts)
     return [int(count) for count in counts.tolist()]
 
 
@@ -75,7 +92,7 @@ class _GatherRows(torch.autograd.Function):
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
         everyone = rows.new_empty(len(counts) * longest, *rows.shape[1:])
-        dist.all_gather_into_tensor(everyone, padded)
+        _all_gather(everyone, padded)
         if min(counts) < longest:
             everyone = torch.cat([part[:count] for part, count in zip(everyone.split(longest), counts, strict=True)])
         return everyone.float() if rows.dtype in HALF else everyone
@@ -89,7 +106,7 @@ class _GatherRows(torch.autograd.Function):
         for part, mine in zip(padded, grad.split(counts), strict=True):
             part[: len(mine)] = mine
         own = grad.new_empty(longest, *grad.shape[1:])
-        dist.reduce_scatter_tensor(own, padded.flatten(0, 1))
+        _reduce_scatter(own, padded.flatten(0, 1))
         return own[: counts[rank()]].to(ctx.dtype), None
 
 
@@ -112,10 +129,10 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         highest = own.clone()
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        _all_reduce(highest, dist.ReduceOp.MAX)
         highest.clamp_(min=torch.finfo(own.dtype).min)  # of nothing at all, where the difference were NaN
         total = (own - highest).exp()
-        dist.all_reduce(total)
+        _all_reduce(total)
         everyone = total.log() + highest
         ctx.save_for_backward((own - everyone.clamp(min=torch.finfo(own.dtype).min)).exp())
         return everyone
@@ -124,7 +141,7 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (share,) = ctx.saved_tensors
         total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        _all_reduce(total)
         result: Tensor = total * share
         return result
 
@@ -134,7 +151,7 @@ def gather_stacked(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor.detach()[None]
     everyone = tensor.new_empty(world_size() * tensor.numel())
-    dist.all_gather_into_tensor(everyone, tensor.detach().flatten().contiguous())
+    _all_gather(everyone, tensor.detach().flatten().contiguous())
     return everyone.view(world_size(), *tensor.shape)
 
 
@@ -142,7 +159,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all ranks, without gradients."""
     total = tensor.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(total)
+        _all_reduce(total)
     return total
 
 
