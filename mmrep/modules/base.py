@@ -25,7 +25,7 @@ from mmrep.model import MultimodalModel
 from mmrep.modules.freezing import depth_scales, freeze_parameters, keep_frozen_in_eval
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
 from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
-from mmrep.ops.step_clock import ENCODERS_FORWARD, LOSS_FORWARD, mark_backward, part
+from mmrep.ops.step_clock import ENCODERS_FORWARD, LOSS_FORWARD, mark_backward, timed
 from mmrep.stable_hash import stable_hash
 
 SEED_KEY = "mmrep_random_seed"
@@ -107,10 +107,10 @@ class ContrastiveModule(pl.LightningModule):
         torch.manual_seed(stable_hash(step))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        with part(ENCODERS_FORWARD):
+        with timed(ENCODERS_FORWARD):
             rows = self(batch)
         mark_backward(rows, several_ranks=world_size() > 1)
-        with part(LOSS_FORWARD):
+        with timed(LOSS_FORWARD):
             output = self._loss(batch, rows)
         whole = over_ranks(output, faults=len(batch.faults))
         self._faults = whole.metrics["faults"] + self._faults

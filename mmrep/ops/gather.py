@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmrep.ops.multilinear import in_fp32
-from mmrep.ops.step_clock import COMMUNICATION, part
+from mmrep.ops.step_clock import COMMUNICATION, timed
 
 HALF = (torch.float16, torch.bfloat16)
 PRESENT, FINITE = 1, 2
@@ -37,18 +37,18 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-@part(COMMUNICATION)
+@timed(COMMUNICATION)
 def _all_reduce(tensor: Tensor, *operation: Any) -> None:
     """Sum in place, unless another operation is named."""
     dist.all_reduce(tensor, *operation)
 
 
-@part(COMMUNICATION)
+@timed(COMMUNICATION)
 def _all_gather(everyone: Tensor, own: Tensor) -> None:
     dist.all_gather_into_tensor(everyone, own)
 
 
-@part(COMMUNICATION)
+@timed(COMMUNICATION)
 def _reduce_scatter(own: Tensor, everyone: Tensor) -> None:
     dist.reduce_scatter_tensor(own, everyone)
 

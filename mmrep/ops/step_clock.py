@@ -4,7 +4,7 @@ At every moment one part of the step runs: the innermost of those that were ente
 that changes, and nothing else; the parts' times add up to the whole. On a GPU a moment is an event in the queue of its work,
 so that nothing waits for it: what a part gets is the time until the GPU has done all that was queued before the next part.
 
-Parts are marked where they are, `with part(COMMUNICATION):`, which does nothing while no clock runs.
+Parts are marked where they are, `with timed(COMMUNICATION):`, which does nothing while no clock runs.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ _running: StepClock | None = None
 
 @contextmanager
 def running(clock: StepClock) -> Iterator[StepClock]:
-    """Let a clock run: `part` marks its times. One at a time, in one process."""
+    """Let a clock run: `timed` marks its times. One at a time, in one process."""
     global _running
     before, _running = _running, clock
     try:
@@ -160,7 +160,7 @@ def running(clock: StepClock) -> Iterator[StepClock]:
 
 
 @contextmanager
-def part(name: str) -> Iterator[None]:
+def timed(name: str) -> Iterator[None]:
     """What happens inside belongs to this part of the step; also a decorator of functions."""
     clock = _running
     if clock is None:
@@ -174,7 +174,7 @@ def part(name: str) -> Iterator[None]:
 
 
 def mark_backward(rows: dict[str, Tensor], *, several_ranks: bool) -> None:
-    """Tell the running clock, when the gradients of ``rows`` are there, that the loss's backward is over and the encoders' begins.
+    """Tell the running clock when the gradients of ``rows`` are there: the loss's backward is over, the encoders' begins.
 
     Args:
         rows: What the encoders gave to the loss.
