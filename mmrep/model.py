@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,19 @@ class MultimodalModel(nn.Module):
         """All modalities, in the order of the config."""
         return tuple(self.by_modality)
 
-    def forward(self, inputs: Mapping[str, Input]) -> dict[str, Tensor]:
-        """Inputs of a `Batch` to normalised rows ``[B, D]``; ``[B, V, D]`` where an input is a list of views."""
+    def forward(
+        self, inputs: Mapping[str, Input], run: Callable[[Encoder, Input], Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Inputs of a `Batch` to normalised rows ``[B, D]``; ``[B, V, D]`` where an input is a list of views.
+
+        Args:
+            inputs: Of the modalities that the batch has.
+            run: How an encoder is applied to its input, where not simply called: in parts, say.
+        """
         return {
-            name: self._normalize(encoder(inputs[name])) for name, encoder in self.by_modality.items() if name in inputs
+            name: self._normalize(encoder(inputs[name]) if run is None else run(encoder, inputs[name]))
+            for name, encoder in self.by_modality.items()
+            if name in inputs
         }
 
     def _normalize(self, rows: Tensor) -> Tensor:

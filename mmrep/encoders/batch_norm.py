@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ class GatheredBatchNorm(nn.Module):
         momentum: Weight of a batch in the running statistics that evaluation uses.
     """
 
+    mixes_samples: ClassVar[bool] = True
+    """See `mmrep.encoders.sample_mixing.mixing_layers`."""
     mean: Tensor
     variance: Tensor
 

@@ -67,16 +67,16 @@ def layers_by_blocks(network: nn.Module) -> list[list[nn.Parameter]]:
 def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     """The blocks of a module, and what is not in one, in order."""
     for child in module.children():
-        if _is_sequence(child):
+        if is_sequence(child):
             yield from ((block, True) for block in child.children() if any(True for _ in block.parameters()))
-        elif any(_is_sequence(inner) for inner in child.modules()):
+        elif any(is_sequence(inner) for inner in child.modules()):
             yield nn.ParameterList(child.parameters(recurse=False)), False
             yield from _parts(child)
         else:
             yield child, False
 
 
-def _is_sequence(module: nn.Module) -> bool:
+def is_sequence(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(module, ParametrizationList)
 
 

@@ -23,7 +23,9 @@ from mmrep.interop.load import CONFIG_KEY, FILES_KEY
 from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
 from mmrep.modules.freezing import depth_scales, freeze_parameters, keep_frozen_in_eval
+from mmrep.modules.gradient_caching import make_caching, refuse_changing_state, warn_of_accumulation
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
+from mmrep.modules.preparation import check_backend, prepare_encoders
 from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
 from mmrep.ops.step_clock import ENCODERS_FORWARD, LOSS_FORWARD, mark_backward, timed
 from mmrep.stable_hash import stable_hash
@@ -51,6 +53,13 @@ class ContrastiveModule(pl.LightningModule):
             `mmrep.modules.freezing.freeze_parameters`.
         layer_decay: What the learning rate is multiplied with from layer to layer towards the input of each encoder; 1 for
             one rate: see `mmrep.modules.freezing.depth_scales`.
+        micro_batch_size: A rank's batch goes through the encoders in parts of so many samples, which bounds memory; the loss,
+            its negatives and all gradients are those of the whole batch. Null for one part: see
+            `mmrep.modules.gradient_caching.GradientCaching`.
+        kept_micro_batches: So many parts of each modality keep their activations and are not computed again.
+        activation_checkpointing: Whether the encoders' blocks are computed again in the backward pass, and not kept: see
+            `mmrep.encoders.activation_checkpointing`.
+        compile: Whether the encoders are compiled; or by which backend of ``torch.compile``, ``inductor`` by default.
     """
 
     def __init__(
@@ -67,9 +76,15 @@ class ContrastiveModule(pl.LightningModule):
         optimizer: str = "adamw",
         freeze: list[str] | None = None,
         layer_decay: float = 1.0,
+        micro_batch_size: int | None = None,
+        kept_micro_batches: int = 0,
+        activation_checkpointing: bool = False,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         check_choice("optimizer", optimizer, OPTIMIZERS)
+        caching = make_caching(micro_batch_size, kept_micro_batches)
+        backend = check_backend(compile)
         loss = make_loss([*encoders, *(share or {})], embed_dim)
         built = {name: encoder(embed_dim) for name, encoder in encoders.items()}
         self.model = MultimodalModel(built, loss, normalize=normalize, share=share)
@@ -77,6 +92,8 @@ class ContrastiveModule(pl.LightningModule):
         self.layer_decay, self.frozen = layer_decay, sorted(freeze_parameters(self.model, freeze or ()))
         depth_scales(self.model, layer_decay)  # refuses a bad value before anything is read
         keep_frozen_in_eval(self.model)
+        self.caching = caching
+        prepare_encoders(self.model, caching, activation_checkpointing=activation_checkpointing, backend=backend)
         self._collector = EmbeddingCollector()
         self.retrieved: dict[str, dict[str, Any]] = {}
         """Figures of the last validation, as `mmrep.evaluation.retrieval.retrieve` gives."""
@@ -84,7 +101,7 @@ class ContrastiveModule(pl.LightningModule):
         self._faults = torch.zeros(())  # corrupt samples met by all ranks since the run began or went on
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        rows: dict[str, Tensor] = self.model(batch.inputs)
+        rows: dict[str, Tensor] = self.model(batch.inputs, self.caching)
         return rows
 
     def train(self, mode: bool = True) -> ContrastiveModule:
@@ -96,6 +113,9 @@ class ContrastiveModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         if any(not parameter.requires_grad for parameter in self.model.parameters()):  # as asked for
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+        if self.caching is not None:
+            refuse_changing_state(self.model)
+        warn_of_accumulation(self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
         if self._random_seed is None:
