@@ -99,6 +99,8 @@ class ContrastiveModule(pl.LightningModule):
         """Figures of the last validation, as `mmrep.evaluation.retrieval.retrieve` gives."""
         self._random_seed: int | None = None
         self._faults = torch.zeros(())  # corrupt samples met by all ranks since the run began or went on
+        self.stop_asked = False  # this rank was told to stop, by a signal
+        self.stop_agreed = False  # a rank was, and all ranks know it since the same step
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = self.model(batch.inputs, self.caching)
@@ -132,11 +134,11 @@ class ContrastiveModule(pl.LightningModule):
         mark_backward(rows, several_ranks=world_size() > 1)
         with timed(LOSS_FORWARD):
             output = self._loss(batch, rows)
-        whole = over_ranks(output, faults=len(batch.faults))
-        self._faults = whole.metrics["faults"] + self._faults
-        if not bool(
-            whole.loss.isfinite()
-        ):  # of all ranks together: one that stopped alone would leave the others waiting
+        whole, counts = over_ranks(output, faults=len(batch.faults), stops=int(self.stop_asked))
+        self._faults = counts["faults"] + self._faults
+        finite, stop = torch.stack([whole.loss.isfinite(), counts["stops"] > 0]).tolist()
+        self.stop_agreed |= stop
+        if not finite:  # of all ranks together: one that stopped alone would leave the others waiting
             raise LossError(
                 f"the loss is {float(whole.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
             )
@@ -224,10 +226,11 @@ class ContrastiveModule(pl.LightningModule):
     def _evaluation_step(self, stage: str, batch: Batch) -> None:
         # Padding makes batches equally many on all ranks, so that the loss may run its collectives here too.
         rows = self(batch)
-        output = over_ranks(self._loss(batch, rows))
-        real = int(sum_over_ranks(torch.tensor(sum(bool(key) for key in batch.keys), device=self.device)))
+        real = sum(bool(key) for key in batch.keys)
+        output, counts = over_ranks(self._loss(batch, rows), real=real, stops=int(self.stop_asked))
+        self.stop_agreed |= bool(counts["stops"] > 0)
         if output.parts:  # none of a batch of padding, nor of SwAV's where a picture comes once
-            self._log(stage, output, real)
+            self._log(stage, output, int(counts["real"]))
         self._collector.add(batch, rows)
 
     def _log(self, stage: str, output: LossOutput, size: int) -> None:
@@ -257,16 +260,16 @@ class ContrastiveModule(pl.LightningModule):
                 self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
 
 
-def over_ranks(output: LossOutput, faults: int | None = None) -> LossOutput:
+def over_ranks(output: LossOutput, **counts: int) -> tuple[LossOutput, dict[str, Tensor]]:
     """Loss and parts of the whole batch, detached: the means over the ranks, in one collective.
 
-    With it goes the sum of ``faults``, the samples that each rank could not use, as a metric of that name.
+    With them go the sums over the ranks of ``counts``, by name.
     """
     loss = output.loss.detach()
-    everything = sum_over_ranks(torch.stack([loss, *output.parts.values(), loss.new_tensor(faults or 0)]))
-    means = everything[:-1] / world_size()
-    metrics = output.metrics if faults is None else {**output.metrics, "faults": everything[-1]}
-    return LossOutput(means[0], dict(zip(output.parts, means[1:], strict=True)), metrics)
+    everything = sum_over_ranks(torch.stack([loss, *output.parts.values(), *loss.new_tensor(list(counts.values()))]))
+    means = everything[: len(everything) - len(counts)] / world_size()
+    whole = LossOutput(means[0], dict(zip(output.parts, means[1:], strict=True)), output.metrics)
+    return whole, dict(zip(counts, everything[len(means) :], strict=True))
 
 
 def _summary(trained: dict[str, Any]) -> dict[str, Any]:
