@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
+from mmrep.cli.launch import is_first, launched
 from mmrep.errors import ConfigError
 
 RESULTS = ("metrics.csv", "checkpoints", "model")
@@ -46,7 +46,14 @@ class RunFolder:
             raise ConfigError(
                 "--overwrite would remove the checkpoint to go on from", where=self.path, fix="leave it out"
             )
-        if not _first_rank() or not self.path.exists() or not any(self.path.iterdir()):
+        launch = launched()
+        if overwrite and launch is not None and launch.restarts:
+            raise ConfigError(
+                f"{launch.by} starts the run again, and --overwrite would remove what it had done",
+                where=self.path,
+                fix="give --resume auto instead, also to the first start",
+            )
+        if not is_first() or not self.path.exists() or not any(self.path.iterdir()):
             return
         ours = any((self.path / name).exists() for name in (*RESULTS, "config.yaml"))
         if not ours:
@@ -68,7 +75,7 @@ class RunFolder:
 
         Call this last, when the new run has been found able to start.
         """
-        if not _first_rank():
+        if not is_first():
             return
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
@@ -76,8 +83,3 @@ class RunFolder:
         if metrics.exists():
             earlier = len(list(self.path.glob("metrics.before-resume-*.csv")))
             metrics.replace(self.path / f"metrics.before-resume-{earlier + 1}.csv")
-
-
-def _first_rank() -> bool:
-    """Other ranks find the folder that the first one prepared, and leave it alone."""
-    return not int(os.environ.get("LOCAL_RANK", 0)) and not int(os.environ.get("NODE_RANK", 0))

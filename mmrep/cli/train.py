@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 import mmrep.encoders  # noqa: F401 - its classes are then known by their short names in YAML
+from mmrep.cli.launch import launched
 from mmrep.cli.messages import explain
 from mmrep.cli.progress import PlainProgress
 from mmrep.cli.run_folder import RunFolder
+from mmrep.cli.same_start import SameStart
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.errors import CheckpointError, ConfigError, MmrepError
 from mmrep.interop.load import read_checkpoint
@@ -28,6 +30,7 @@ from mmrep.modules import ContrastiveModule
 def run(arguments: list[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict``."""
     _quieten()
+    set_parsing_settings(config_read_mode_fsspec_enabled=False)  # or --data.path URL is downloaded and read as a config
     missing = [file for file in _config_files(arguments) if not Path(file).is_file()]
     if missing:
         raise ConfigError("no such config file", where=missing[0], fix="the ones that come with mmrep are in configs/")
@@ -103,10 +106,13 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         options: Namespace = self.config[self.subcommand]
-        chosen = options.trainer
+        assert self.run_folder is not None
+        chosen, launch = options.trainer, launched()
+        if launch is not None:
+            kwargs |= launch.trainer_options(chosen, self.run_folder.path)
         if not chosen.fast_dev_run and chosen.logger in (None, True):
             kwargs["logger"] = self._loggers(options)
-        extra: list[Callback] = []
+        extra: list[Callback] = [SameStart(options.ckpt_path, options.as_dict())]
         if not sys.stderr.isatty() and chosen.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = False
             extra.append(PlainProgress())

@@ -70,14 +70,14 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[str, Behaviour]]:
-    """Serve a folder without support for ranges; gives its URL and its behaviour."""
+def served(folder: Path, address: str = "127.0.0.1", port: int = 0) -> Iterator[tuple[str, Behaviour]]:
+    """Serve a folder without support for ranges, at any free port; gives its URL and its behaviour."""
     behaviour = Behaviour()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder), behaviour=behaviour))
+    server = ThreadingHTTPServer((address, port), partial(_Handler, directory=str(folder), behaviour=behaviour))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", behaviour
+        yield f"http://{address}:{server.server_port}", behaviour
     finally:
         server.shutdown()
         server.server_close()

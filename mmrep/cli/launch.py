@@ -1,0 +1,98 @@
+"""Who started this process, and as which of how many: read from the environment, before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmrep.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that a launcher started, on one node or several.
+
+    Attributes:
+        by: ``torchrun`` or ``srun``.
+        rank: Its number over all nodes.
+        nodes: How many there are.
+        per_node: Processes on each of them.
+        restarts: How often the launcher has started the whole run again.
+    """
+
+    by: str
+    rank: int
+    nodes: int
+    per_node: int
+    restarts: int
+
+    def trainer_options(self, asked: Any, folder: Path) -> dict[str, Any]:
+        """What Lightning must be told of the launch, so that the user need not say it twice.
+
+        Args:
+            asked: The config's ``trainer``; ``devices`` is ``auto`` and ``num_nodes`` is 1 where the user left them out.
+            folder: Of the run.
+
+        Raises:
+            ConfigError: If the user asks for another number of processes than were started.
+        """
+        for name, default, started in (("devices", "auto", self.per_node), ("num_nodes", 1, self.nodes)):
+            value = getattr(asked, name)
+            if isinstance(value, int) and value not in (default, started):
+                raise ConfigError(
+                    f"trainer.{name}={value}, but {self.by} started {self.nodes} nodes with {self.per_node} processes each",
+                    fix=f"leave it out, or give --trainer.{name} {started}",
+                )
+        options: dict[str, Any] = {"num_nodes": self.nodes}
+        if asked.devices == "auto":
+            options["devices"] = self.per_node
+        if self.by == "srun":
+            options |= _no_requeue_by_lightning(asked, folder)
+        return options
+
+
+def _no_requeue_by_lightning(asked: Any, folder: Path) -> dict[str, Any]:
+    """Under SLURM Lightning writes checkpoints of its own at SIGUSR1, asks SLURM to start the job again, and takes whatever
+    such checkpoint lies in the working folder at the next start, of whichever run it is. ``--resume auto`` is the open way."""
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+    options: dict[str, Any] = {} if asked.plugins else {"plugins": [SLURMEnvironment(auto_requeue=False)]}
+    return options if asked.default_root_dir else {**options, "default_root_dir": str(folder)}
+
+
+def launched() -> Launch | None:
+    """The launch of this process; None where nobody but the user, or Lightning itself, started it.
+
+    Raises:
+        ConfigError: If the nodes have unequal numbers of processes, which Lightning cannot train on.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # first, since torchrun may itself be started by srun
+        return _launch("torchrun", "RANK", "WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return _launch("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_RESTART_COUNT")
+    return None
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what a run has once. The other ranks find what it prepared."""
+    launch = launched()
+    if launch is not None:
+        return launch.rank == 0
+    return not _number("LOCAL_RANK", 0) and not _number("NODE_RANK", _number("GROUP_RANK", 0))
+
+
+def _launch(by: str, rank: str, world: str, nodes: str, restarts: str) -> Launch:
+    per_node, rest = divmod(_number(world, 1), _number(nodes, 1))
+    local = _number("LOCAL_WORLD_SIZE", per_node) if by == "torchrun" else per_node
+    if rest or local != per_node:
+        raise ConfigError(
+            f"{by} started {_number(world, 1)} processes on {_number(nodes, 1)} nodes, unequally many",
+            fix="start as many on each: --nproc-per-node of torchrun, --ntasks-per-node of sbatch",
+        )
+    return Launch(by, _number(rank, 0), _number(nodes, 1), per_node, _number(restarts, 0))
+
+
+def _number(name: str, default: int) -> int:
+    return int(os.environ.get(name) or default)

@@ -1,0 +1,32 @@
+"""A callback that a config names: what each rank saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from mmrep.batch import Batch
+
+
+class RecordKeys(Callback):
+    """Appends the keys of every training batch to a file of this rank.
+
+    Args:
+        folder: Where ``rank0.jsonl`` and so on go.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, i: int) -> None:
+        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(batch.keys) + "\n")
+
+
+def read_keys(folder: Path, ranks: int) -> list[list[str]]:
+    """The keys of each step over all ranks, in rank order."""
+    shares = [(folder / f"rank{rank}.jsonl").read_text().splitlines() for rank in range(ranks)]
+    return [[key for part in parts for key in json.loads(part)] for parts in zip(*shares, strict=True)]
