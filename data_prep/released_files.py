@@ -1,0 +1,171 @@
+"""Reading the files of a published data set: each is checked once to be what training can read; errors name it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrep.errors import DataError
+
+MAX_JSON_BYTES = 1 << 30
+"""Of an annotation file; the largest of the field, Karpathy's COCO, has about 150 MB."""
+
+MAGIC = {
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG": "png",
+    b"RIFF": "wav",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+    b"ID3": "mp3",
+    b"\xff\xfb": "mp3",
+    b"\xff\xf3": "mp3",
+    b"\xff\xf2": "mp3",
+}
+"""How the formats begin that published tables store without a file name."""
+
+
+def expect_folder(root: Path, what: str, needed: Sequence[Path], fix: str) -> None:
+    """Refuse a folder that is not of a data set's layout.
+
+    Args:
+        root: The folder.
+        what: The data set.
+        needed: Files or folders of which one at least must be there.
+        fix: What the folder should hold.
+
+    Raises:
+        DataError: In one line that names what was looked for.
+    """
+    if not root.is_dir():
+        raise DataError(f"no such folder of {what}", where=root, fix=fix)
+    if not any(path.exists() for path in needed):
+        names = ", ".join(os.path.relpath(path, root) for path in needed)
+        raise DataError(f"not the layout of {what}: none of {names}", where=root, fix=fix)
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of a file that an annotation names, which must stay below ``root``.
+
+    Raises:
+        DataError: If it leads elsewhere.
+    """
+    path = Path(os.path.normpath(root / name))
+    if "\0" in name or not path.is_relative_to(os.path.normpath(root)):
+        raise DataError("outside the folder of the data set", where=repr(name))
+    return path
+
+
+def read_member(kind: str, path: Path, image_size: int | None = None) -> tuple[str, bytes]:
+    """A file as a member: ``(extension, content)``, decoded once to prove that training can read it.
+
+    Args:
+        kind: ``image`` or ``audio``.
+        path: The file.
+        image_size: A picture is shrunk until its shorter side has at most so many pixels.
+
+    Raises:
+        DataError: If it is missing, too large, damaged, or of a format that mmrep does not read.
+    """
+    from mmrep.data.decode import MAX_BYTES
+
+    try:
+        if not path.is_file():
+            raise DataError("no such file", where=path)
+        if path.stat().st_size > MAX_BYTES[kind]:
+            raise DataError(f"more than {MAX_BYTES[kind]} bytes", where=path)
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=path) from error
+    return check_member(kind, path.suffix.removeprefix(".").lower(), data, path, image_size)
+
+
+def check_member(
+    kind: str, extension: str, data: bytes, where: object, image_size: int | None = None
+) -> tuple[str, bytes]:
+    """Bytes as a member, as `read_member` does a file."""
+    from mmrep.data.decode import decode
+
+    content = decode(kind, extension, data, where)
+    if kind == "image" and image_size is not None and min(content.size) > image_size:
+        return shrink(content, extension, image_size)
+    return extension, data
+
+
+def shrink(picture: Any, extension: str, size: int) -> tuple[str, bytes]:
+    """A picture with ``size`` pixels on its shorter side: PNG stays lossless, any other format becomes a JPEG."""
+    from PIL import Image
+
+    scale, buffer = size / min(picture.size), io.BytesIO()
+    smaller = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    if extension == "png":
+        smaller.save(buffer, "PNG")
+        return "png", buffer.getvalue()
+    smaller.save(buffer, "JPEG", quality=95)
+    return "jpg", buffer.getvalue()
+
+
+def format_of(data: bytes, where: object) -> str:
+    """The extension of bytes that are stored without a name.
+
+    Raises:
+        DataError: If they begin like no format that is known here.
+    """
+    for start, extension in MAGIC.items():
+        if data.startswith(start):
+            return extension
+    raise DataError("bytes of an unknown format", where=where)
+
+
+def read_json(path: Path) -> Any:
+    """The content of an annotation file.
+
+    Raises:
+        DataError: If it is missing, too large, or no JSON.
+    """
+    if not path.is_file():
+        raise DataError("no such file", where=path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise DataError(f"more than {MAX_JSON_BYTES} bytes of JSON", where=path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"no JSON ({error})", where=path, fix="fetch it again") from error
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file by column; bytes that are no UTF-8 are taken as Latin-1, as some releases have them.
+
+    Raises:
+        DataError: If it is missing, broken, or lacks a column.
+    """
+    if not path.is_file():
+        raise DataError("no such file", where=path)
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", strict=True)
+        rows = [{name: value for name, value in row.items() if isinstance(name, str)} for row in reader]
+    except csv.Error as error:
+        raise DataError(f"no CSV ({error})", where=path, fix="fetch it again") from error
+    if missing := [name for name in columns if name not in (reader.fieldnames or [])]:
+        raise DataError(f"no column {', '.join(missing)}", where=path, fix=f"there are: {reader.fieldnames}")
+    return rows
+
+
+def provenance(*paths: Path) -> dict[str, Any]:
+    """Names, sizes and SHA-256 of the annotation files that a run was made from."""
+    found = {}
+    for path in paths:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
