@@ -84,8 +84,8 @@ class Host:
             with output.open("wb") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115, PTH123 - pytest's own is no file
-            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115, PTH123
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest's own is no file
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             os.environ.update(environment)
             if self.namespace:
                 _enter(self.namespace)

@@ -1,0 +1,117 @@
+"""What torchrun and srun say to a process, and contradictions between that and the config."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+from mmrep.cli.launch import Launch, is_first, launched
+from mmrep.cli.run_folder import RunFolder
+from mmrep.errors import ConfigError
+from tests.multi_node.hosts import Host
+from tests.multi_node.launching import as_srun, as_torchrun
+
+HOSTS = (Host("10.77.0.1", "eth0", None), Host("10.77.0.2", "eth0", None))
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets variables; what a launcher may have set is gone before."""
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def set_variables(values: dict[str, str]) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+def trainer(**options: Any) -> Namespace:
+    return Namespace(**{"devices": "auto", "num_nodes": 1, "plugins": None, "default_root_dir": None, **options})
+
+
+def test_what_torchrun_started_is_told_to_lightning(environment: Any) -> None:
+    environment(as_torchrun(HOSTS, node=1, local=2, per_node=4, restarts=3))
+    assert launched() == Launch("torchrun", rank=6, nodes=2, per_node=4, restarts=3)
+    assert launched().trainer_options(trainer(), Path("r")) == {"num_nodes": 2, "devices": 4}
+    assert launched().trainer_options(trainer(devices=4, num_nodes=2), Path("r")) == {"num_nodes": 2}
+    assert launched().trainer_options(trainer(devices=[0, 1, 2, 3]), Path("r")) == {"num_nodes": 2}
+
+
+def test_what_srun_started_is_told_and_lightning_does_not_requeue(environment: Any) -> None:
+    environment(as_srun(HOSTS, node=1, local=0, per_node=4))
+    assert launched() == Launch("srun", rank=4, nodes=2, per_node=4, restarts=0)
+    options = launched().trainer_options(trainer(), Path("runs/a"))
+    (plugin,) = options.pop("plugins")
+    assert isinstance(plugin, SLURMEnvironment) and not plugin.auto_requeue
+    assert options == {"num_nodes": 2, "devices": 4, "default_root_dir": "runs/a"}
+    assert "plugins" not in launched().trainer_options(trainer(plugins=[plugin]), Path("runs/a"))
+    environment({"SLURM_JOB_NAME": "interactive"})  # a shell in a job starts processes as on any machine
+    assert launched() is None
+
+
+def test_torchrun_inside_a_job_of_slurm_is_torchrun(environment: Any) -> None:
+    environment({**as_srun(HOSTS, 1, 0), **as_torchrun(HOSTS, 0, 0)})
+    assert launched() == Launch("torchrun", rank=0, nodes=2, per_node=1, restarts=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 8}, "trainer.devices=8, but torchrun started 2 nodes with 4 processes each; leave it out"),
+        ({"num_nodes": 3}, "trainer.num_nodes=3, but torchrun started 2 nodes"),
+    ],
+)
+def test_contradictions_are_named(options: dict[str, Any], message: str, environment: Any) -> None:
+    environment(as_torchrun(HOSTS, 0, 0, per_node=4))
+    with pytest.raises(ConfigError, match=message):
+        launched().trainer_options(trainer(**options), Path("r"))
+
+
+def test_unequal_nodes_are_refused(environment: Any) -> None:
+    environment({**as_torchrun(HOSTS, 0, 0, per_node=4), "WORLD_SIZE": "7"})
+    with pytest.raises(ConfigError, match="torchrun started 7 processes on 2 nodes, unequally many"):
+        launched()
+    environment({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "6"})
+    with pytest.raises(ConfigError, match="unequally many"):
+        launched()
+
+
+@pytest.mark.parametrize("launcher", [as_torchrun, as_srun])
+def test_one_process_of_all_nodes_owns_the_run_folder(launcher: Any, environment: Any, tmp_path: Path) -> None:
+    """The first process of the second node is not the first one: it would remove what the first has written."""
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    folder = RunFolder(tmp_path, "a")
+    environment(launcher(HOSTS, node=1, local=0, per_node=2))
+    assert not is_first()
+    folder.check(overwrite=False, resume=None)
+    folder.make_way(overwrite=True)
+    assert folder.checkpoints.exists()
+    environment(launcher(HOSTS, node=0, local=0, per_node=2))
+    assert is_first()
+    with pytest.raises(ConfigError, match="the run folder exists"):
+        folder.check(overwrite=False, resume=None)
+    folder.make_way(overwrite=True)
+    assert not folder.path.exists()
+
+
+def test_by_hand_the_first_process_is_that_of_the_first_node(environment: Any) -> None:
+    environment({"NODE_RANK": "1", "LOCAL_RANK": "0"})
+    assert launched() is None and not is_first()
+    environment({"NODE_RANK": "0"})
+    assert is_first()
+
+
+@pytest.mark.parametrize("launcher", [as_torchrun, as_srun])
+def test_a_run_that_is_started_again_does_not_remove_itself(launcher: Any, environment: Any, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "a")
+    environment(launcher(HOSTS, 0, 0))
+    folder.check(overwrite=True, resume=None)
+    environment(launcher(HOSTS, 0, 0, restarts=1))
+    with pytest.raises(ConfigError, match="--overwrite would remove what it had done"):
+        folder.check(overwrite=True, resume=None)
