@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.trainer.states import TrainerFn
 
+from mmrep.callbacks.evaluation import EvaluationCallback
 from mmrep.errors import ConfigError, check_choice
-from mmrep.evaluation.retrieval import Direction
+from mmrep.evaluation.retrieval import Direction, all_directions
 from mmrep.evaluation.sources import Source, check_split, class_task, open_source, retrieval_encoders
 from mmrep.evaluation.zero_shot import Split, check_classification, zero_shot_classification, zero_shot_retrieval
 from mmrep.model import MultimodalModel
 
 TASKS = ("classification", "retrieval")
 RETRIEVAL_FIGURES = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank")
-CLASSIFICATION_FIGURES = ("acc1", "acc5", "mean_per_class_recall", "mean_average_precision")
+CLASSIFICATION_FIGURES = ("acc1", "acc5", "mean_per_class_recall")
+MULTILABEL_FIGURES = ("mean_average_precision",)
 
 
-class ZeroShotEvaluation(pl.Callback):
+class ZeroShotEvaluation(EvaluationCallback):
     """Runs what ``mmrep eval`` runs after a validation, and logs its figures as ``eval/NAME/acc1``.
 
-    The ranks share the samples, each sample once, and log equal figures, so that a checkpoint may be chosen by one: give
-    ``ModelCheckpoint`` the same ``every_n_epochs`` then.
+    The ranks share the samples, each sample once, and log equal figures, so that a checkpoint may be chosen by one.
 
     Args:
         data: Folder or URL with an index.json, or folder of CLIP_benchmark's.
@@ -71,17 +71,20 @@ class ZeroShotEvaluation(pl.Callback):
         language: str | None = None,
         directions: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(name or Path(data).name, every_n_epochs)
         check_choice("task", task, TASKS)
-        if every_n_epochs < 1 or batch_size < 1 or num_workers < 0:
-            raise ConfigError(f"every_n_epochs={every_n_epochs}, batch_size={batch_size}, num_workers={num_workers}")
-        self.data, self.task, self.split, self.every_n_epochs = data, task, split, every_n_epochs
-        self.name = name or Path(data).name
+        if batch_size < 1 or num_workers < 0:
+            raise ConfigError(f"batch_size={batch_size} must be at least 1, num_workers={num_workers} not negative")
+        self.data, self.task, self.split = data, task, split
         self.batch_size, self.num_workers = batch_size, num_workers
         self.modality, self.text_modality, self.directions = modality, text_modality, directions
         self.classes: dict[str, Any] = {
             "label": label, "templates": templates, "classnames": classnames, "language": language
         }  # fmt: skip
+        self._figures: list[str] = []
+
+    def figures(self) -> list[str]:
+        return self._figures
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out before the first step that the data are not there, or not of this task, or not for this model."""
@@ -89,10 +92,15 @@ class ZeroShotEvaluation(pl.Callback):
         assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
         check_split(source, self.split)
         if self.task == "classification":
-            class_task(source, **self.classes)
+            task = class_task(source, **self.classes)
             check_classification(model, self._given, self.text_modality)
+            few = () if len(task.prompts) >= 5 else ("acc5",)
+            names = MULTILABEL_FIGURES if task.multilabel else CLASSIFICATION_FIGURES
+            self._figures = [name for name in names if name not in few]
         else:
-            self._directions(source, model)
+            known = retrieval_encoders(source, model.by_modality, self.modality, self.text_modality)
+            directions = self._directions(source, model) or all_directions(list(known))
+            self._figures = [f"{direction}/{name}" for direction in directions for name in RETRIEVAL_FIGURES]
 
     @property
     def _given(self) -> tuple[str, ...]:
@@ -103,11 +111,8 @@ class ZeroShotEvaluation(pl.Callback):
         return [Direction.parse(text, list(known)) for text in self.directions or ()] or None
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        if trainer.sanity_checking or (fitting and (trainer.current_epoch + 1) % self.every_n_epochs):
-            return
-        for name, value in self.evaluate(pl_module.model).items():  # type: ignore[arg-type]  # of a ContrastiveModule
-            pl_module.log(f"eval/{self.name}/{name}", value, rank_zero_only=False, sync_dist=False)
+        if self.due(trainer):
+            self.log_figures(pl_module, self.evaluate(pl_module.model))  # type: ignore[arg-type]  # of a ContrastiveModule
 
     def evaluate(self, model: MultimodalModel) -> dict[str, float]:
         """The figures by name, without those that do not exist. A collective: every rank calls it.
@@ -124,5 +129,5 @@ class ZeroShotEvaluation(pl.Callback):
         else:
             task = class_task(source, **self.classes)
             found = zero_shot_classification(model, split, task, given=self._given, text=self.text_modality)
-            figures = {name: found[name] for name in CLASSIFICATION_FIGURES if name in found}
+            figures = {name: found[name] for name in (*CLASSIFICATION_FIGURES, *MULTILABEL_FIGURES) if name in found}
         return {name: value for name, value in figures.items() if value is not None}

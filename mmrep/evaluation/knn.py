@@ -63,6 +63,6 @@ def knn_votes(
         nearest, which = (part @ bank.T).topk(max(ks), dim=1)
         weights = ((nearest - nearest[:, :1]) / temperature).exp()  # of the best 1, so that none overflows
         for k, parts in votes.items():
-            none = torch.zeros(len(part), num_classes)
+            none = part.new_zeros(len(part), num_classes)
             parts.append(none.scatter_add_(1, train.classes[which[:, :k]], weights[:, :k]))
     return {k: torch.cat(parts) for k, parts in votes.items()}

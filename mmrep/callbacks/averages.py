@@ -1,0 +1,96 @@
+"""`Averages`: running averages of what a model learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmrep.errors import CheckpointError, ConfigError
+
+ENCODERS = "model.encoders."
+
+
+class Averages:
+    """Exponential moving averages of a module's trained parameters and of the running statistics of its encoders.
+
+    What is not trained has no copy here: frozen weights; the loss's buffers, which are memories of the run and no weights (a
+    queue of features, counters of steps); integers. The loss's parameters are averaged as the others are, a temperature or
+    prototypes, so that an average belongs together: prototypes are brought back to length 1 where they are used.
+
+    Args:
+        module: A `mmrep.modules.ContrastiveModule`. The averages begin as its weights.
+
+    Attributes:
+        tensors: Name in the module's state dict -> average.
+        swapped: Whether the module holds the averages, and ``tensors`` the weights.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.tensors = {name: tensor.detach().clone() for name, tensor in _learnt(module).items()}
+        self.swapped = False
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the averages."""
+        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+
+    def check(self, module: nn.Module) -> None:
+        """Refuse weights that cannot be averaged.
+
+        Raises:
+            ConfigError: If they are of half precision: a step of a ten-thousandth is less than its rounding.
+        """
+        for name, tensor in _learnt(module).items():
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                raise ConfigError(
+                    f"EMA of weights in {str(tensor.dtype).removeprefix('torch.')}",
+                    where=name,
+                    fix="keep them in fp32: trainer.precision bf16-mixed",
+                )
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, decay: float) -> None:
+        """``average = decay * average + (1 - decay) * weight``, as one pass; equal on all ranks where the weights are."""
+        current = _learnt(module)
+        averages = [self.tensors[name] for name in current]
+        weights = [
+            tensor.detach().to(average.device) for tensor, average in zip(current.values(), averages, strict=True)
+        ]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the averages and the module's weights, a tensor at a time."""
+        for name, tensor in _learnt(module).items():
+            before = tensor.detach().clone()
+            tensor.detach().copy_(self.tensors[name])
+            self.tensors[name].copy_(before)
+        self.swapped = not self.swapped
+
+    def states(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of a module's state dict as it is now: that of the averages, and that of the weights."""
+        other = {**state, **self.tensors}
+        return (dict(state), other) if self.swapped else (other, dict(state))
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take the averages from a state dict.
+
+        Raises:
+            CheckpointError: If one is missing or of another shape.
+        """
+        for name, average in self.tensors.items():
+            if name not in state or state[name].shape != average.shape:
+                raise CheckpointError(f"the checkpoint has no average of '{name}'", fix="use its config.yaml")
+            average.copy_(state[name])
+
+
+def _learnt(module: nn.Module) -> dict[str, Tensor]:
+    """What is averaged, by name."""
+    kept = module.state_dict(keep_vars=True)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    buffers = {name for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    statistics = {name for name in buffers if name.startswith(ENCODERS)}
+    return {name: tensor for name, tensor in kept.items() if name in trained or name in statistics}

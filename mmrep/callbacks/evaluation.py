@@ -1,0 +1,70 @@
+"""`EvaluationCallback`: what callbacks that log figures after a validation share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+
+from mmrep.errors import ConfigError
+
+PREFIX = "eval/"
+"""Of all that these callbacks log."""
+
+
+class EvaluationCallback(pl.Callback):
+    """Logs figures as ``eval/NAME/FIGURE`` in some validations, equal on all ranks.
+
+    A subclass says in `figures` what it may log, so that a monitor that nobody logs is found before the first step.
+
+    Args:
+        name: In the log.
+        every_n_epochs: How often. Outside training every validation counts.
+
+    Raises:
+        ConfigError: If ``every_n_epochs`` is not positive.
+    """
+
+    def __init__(self, name: str, every_n_epochs: int = 1) -> None:
+        super().__init__()
+        if every_n_epochs < 1:
+            raise ConfigError(f"every_n_epochs={every_n_epochs} must be at least 1", where=type(self).__name__)
+        self.name, self.every_n_epochs = name, every_n_epochs
+
+    def figures(self) -> list[str]:
+        """The names of the figures, known after `setup`."""
+        raise NotImplementedError
+
+    def logged_names(self) -> list[str]:
+        """The figures as a checkpoint's monitor names them."""
+        return [f"{PREFIX}{self.name}/{figure}" for figure in self.figures()]
+
+    def due(self, trainer: pl.Trainer) -> bool:
+        """Whether the validations of this epoch are to be logged."""
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        return not trainer.sanity_checking and not (fitting and (trainer.current_epoch + 1) % self.every_n_epochs)
+
+    def log_figures(self, pl_module: pl.LightningModule, figures: Mapping[str, float]) -> None:
+        """Log what is equal on all ranks already."""
+        for name, value in figures.items():
+            pl_module.log(f"{PREFIX}{self.name}/{name}", value, rank_zero_only=False, sync_dist=False)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse two callbacks that log under the same name.
+
+        Raises:
+            ConfigError: With the name.
+        """
+        mine = set(self.logged_names())
+        for other in evaluation_callbacks(trainer):
+            if other is not self and (both := mine.intersection(other.logged_names())):
+                raise ConfigError(
+                    f"two callbacks log '{min(both)}'", where="trainer.callbacks", fix="give one a 'name'"
+                )
+
+
+def evaluation_callbacks(trainer: pl.Trainer) -> list[EvaluationCallback]:
+    """Those of a trainer, in order."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
+    return [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]

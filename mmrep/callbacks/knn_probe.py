@@ -1,0 +1,177 @@
+"""`KNNProbe`: classification by nearest neighbours while a model is trained."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+
+from mmrep.callbacks.evaluation import EvaluationCallback
+from mmrep.callbacks.labelled_features import labelled_features
+from mmrep.callbacks.online_linear_probe import check_labelled
+from mmrep.data.dataset import check_modalities
+from mmrep.data.index import Index
+from mmrep.data.reader import Samples
+from mmrep.encoders import Encoder
+from mmrep.errors import ConfigError, MmrepError, did_you_mean
+from mmrep.evaluation.clip_benchmark import ClipBenchmark
+from mmrep.evaluation.knn import TEMPERATURE, knn_votes
+from mmrep.evaluation.probe import Labelled
+from mmrep.evaluation.prompts import only_of
+from mmrep.model import MultimodalModel
+from mmrep.ops.gather import gather_rows, sum_over_ranks
+
+
+class KNNProbe(EvaluationCallback):
+    """Each query's class is voted for by its k nearest training samples, by the cosine of the backbone's features.
+
+    What ``mmrep eval probe --method knn`` computes, at one k. Nothing is trained, so that the figure is of the features alone:
+    those of the averages with `EMA`. Ranks share the samples of both splits, and log equal figures: ``eval/NAME/acc1`` and,
+    with five classes or more, ``acc5``. Every rank holds the features of the whole bank.
+
+    Args:
+        modality: Whose backbone.
+        label: Of the index; it may be left out where there is one.
+        data: Folder or URL with an index.json; by default the run's.
+        bank_split: Whose samples vote.
+        split: Whose samples ask.
+        k: Neighbours that vote.
+        temperature: Of the votes ``exp(cosine / temperature)``.
+        max_bank: Samples of ``bank_split`` that vote, evenly spaced over it; null for all.
+        name: In the log; by default ``knn_MODALITY``.
+        every_n_epochs: How often.
+        batch_size: Samples that go through the backbone at once, on each rank.
+        num_workers: Loader processes of each rank.
+
+    Raises:
+        ConfigError: On impossible values.
+
+    Example:
+        In a config::
+
+            trainer:
+              callbacks:
+                - class_path: mmrep.callbacks.KNNProbe
+                  init_args: {modality: image, label: label, every_n_epochs: 5}
+    """
+
+    def __init__(
+        self,
+        modality: str,
+        label: str | None = None,
+        *,
+        data: str | None = None,
+        bank_split: str = "train",
+        split: str = "val",
+        k: int = 20,
+        temperature: float = TEMPERATURE,
+        max_bank: int | None = 50_000,
+        name: str | None = None,
+        every_n_epochs: int = 1,
+        batch_size: int = 256,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(name or f"knn_{modality}", every_n_epochs)
+        least = min(k, batch_size, 1 if max_bank is None else max_bank)
+        if least < 1 or temperature <= 0 or num_workers < 0:
+            raise ConfigError(
+                f"k={k}, temperature={temperature}, max_bank={max_bank} and batch_size={batch_size} must be positive, "
+                f"num_workers={num_workers} not negative",
+                where="KNNProbe",
+            )
+        self.modality, self.label, self.data = modality, label, data
+        self.bank_split, self.split, self.k, self.temperature, self.max_bank = (
+            bank_split,
+            split,
+            k,
+            temperature,
+            max_bank,
+        )
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.classes: list[str] = []
+
+    def figures(self) -> list[str]:
+        return ["acc1", *(["acc5"] if len(self.classes) >= 5 else [])]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out before the first step that data, splits, label or modality are not there."""
+        self.data = self.data or _data_of(trainer)
+        model = pl_module.model
+        assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
+        if self.modality not in model.by_modality:
+            raise ConfigError(
+                f"the model has no modality '{self.modality}'", fix=did_you_mean(self.modality, model.by_modality)
+            )
+        index = self._index()
+        check_modalities([index], {self.modality: model.by_modality[self.modality]})
+        for split in (self.bank_split, self.split):
+            Samples(index, split)
+        self.label = only_of(index.labels, "label", self.label, index.root)
+        self.classes = index.labels[self.label].classes
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.due(trainer):
+            model = pl_module.model
+            assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
+            self.log_figures(pl_module, self.evaluate(model))
+
+    @torch.inference_mode()
+    def evaluate(self, model: MultimodalModel) -> dict[str, float]:
+        """The figures by name. A collective: every rank calls it, after `setup`.
+
+        Args:
+            model: In evaluation mode afterwards.
+
+        Raises:
+            MmrepError: If a split has nothing to probe, or features are not finite; on all ranks.
+        """
+        encoder, index = model.eval().by_modality[self.modality], self._index()
+        bank, asking = (
+            self._share(encoder, index, split, most)
+            for split, most in ((self.bank_split, self.max_bank), (self.split, None))
+        )
+        bank = Labelled(gather_rows(bank.features), gather_rows(bank.classes))
+        broken = ~torch.cat([bank.features, asking.features]).isfinite().all(dim=1)
+        right = self._count_right(bank, asking) if len(bank.classes) else asking.classes.new_zeros(2)
+        counts = torch.cat([right, broken.sum()[None], right.new_tensor([len(asking.classes)])])
+        first, five, not_finite, n = sum_over_ranks(counts).tolist()
+        check_labelled(len(bank.classes), self.bank_split, self.label, self.modality)
+        check_labelled(n, self.split, self.label, self.modality)
+        if not_finite:
+            raise MmrepError(
+                f"features of '{self.modality}' hold NaN or infinity",
+                fix="the model has diverged; lower the learning rate",
+            )
+        shares = {"acc1": first / n, "acc5": five / n}
+        return {name: shares[name] for name in self.figures()}
+
+    def _count_right(self, bank: Labelled, asking: Labelled) -> torch.Tensor:
+        """How many of this rank's queries have their class first, and among the first five that anybody votes for."""
+        k = min(self.k, len(bank.classes))
+        votes = knn_votes(bank, asking.features, len(self.classes), [k], self.temperature)[k]
+        most, which = votes.topk(min(5, votes.shape[1]), dim=1)
+        first = votes.argmax(dim=1) == asking.classes
+        return torch.stack([first.sum(), ((which == asking.classes[:, None]) & (most > 0)).sum()])
+
+    def _share(self, encoder: Encoder, index: Index, split: str, most: int | None) -> Labelled:
+        assert self.label is not None, "known since it was set up"
+        sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
+        return labelled_features(encoder, index, split, self.modality, self.label, **sizes, most=most)
+
+    def _index(self) -> Index:
+        assert self.data is not None, "known since it was set up"
+        if ClipBenchmark.found_in(self.data):
+            raise ConfigError("a folder of CLIP_benchmark's; a probe wants shards with an index.json", where=self.data)
+        return Index.load(self.data)
+
+
+def _data_of(trainer: pl.Trainer) -> str:
+    """The first dataset of the run.
+
+    Raises:
+        ConfigError: If it has none that is indexed.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by one of Lightning's connectors
+    if not hasattr(data, "sources") or data.stream is not None:
+        raise ConfigError("KNNProbe wants indexed shards", fix="give it data: FOLDER")
+    path: str = data.sources[0].path
+    return path
