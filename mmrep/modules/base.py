@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -198,7 +199,19 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
+        self._refuse_averages(checkpoint)
         self._random_seed = checkpoint.get(SEED_KEY)
+
+    def _refuse_averages(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to train on from averaged weights with the state of an optimiser that led to others."""
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or "current_model_state" not in checkpoint:
+            return
+        if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]  # a list
+            raise CheckpointError(
+                "the checkpoint's weights are averages, and no callback takes up those that were trained",
+                fix="add mmrep.callbacks.EMA to trainer.callbacks again",
+            )
 
     def check_checkpoint(self, checkpoint: dict[str, Any], where: object = None) -> None:
         """Refuse a checkpoint whose model is not this one.
