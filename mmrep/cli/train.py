@@ -13,14 +13,13 @@ import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 import mmrep.encoders  # noqa: F401 - its classes are then known by their short names in YAML
 from mmrep.cli.launch import launched
 from mmrep.cli.messages import explain
-from mmrep.cli.progress import PlainProgress
 from mmrep.cli.run_folder import RunFolder
 from mmrep.cli.same_start import SameStart
+from mmrep.cli.watching import Watching
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.errors import CheckpointError, ConfigError, MmrepError
 from mmrep.interop.load import read_checkpoint
@@ -110,27 +109,13 @@ class TrainCLI(LightningCLI):
         chosen, launch = options.trainer, launched()
         if launch is not None:
             kwargs |= launch.trainer_options(chosen, self.run_folder.path)
-        if not chosen.fast_dev_run and chosen.logger in (None, True):
-            kwargs["logger"] = self._loggers(options)
+        self.watching = Watching(options, str(self.subcommand), self.run_folder)
+        kwargs |= self.watching.trainer_options()
         extra: list[Callback] = [SameStart(options.ckpt_path, options.as_dict())]
-        if not sys.stderr.isatty() and chosen.enable_progress_bar is None:
-            kwargs["enable_progress_bar"] = False
-            extra.append(PlainProgress())
-        if chosen.enable_model_summary is None:
-            kwargs["enable_model_summary"] = sys.stderr.isatty()
         trainer = super().instantiate_trainer(**kwargs)
+        self.watching.add_to(trainer)
         trainer.callbacks.extend(extra)  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
         return trainer
-
-    def _loggers(self, options: Namespace) -> list[Logger]:
-        assert self.run_folder is not None
-        folder, stage = self.run_folder.path, "" if self.subcommand == "fit" else str(self.subcommand)
-        loggers: list[Logger] = [CSVLogger(folder.parent, name=folder.name, version=stage, flush_logs_every_n_steps=20)]
-        if options.tensorboard:
-            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=stage))
-        if options.wandb:
-            loggers.append(WandbLogger(name=folder.name, project=options.project, save_dir=folder))
-        return loggers
 
     def after_instantiate_classes(self) -> None:
         """Find out that a run cannot start before it writes anything, or removes an earlier run."""
@@ -157,6 +142,7 @@ class TrainCLI(LightningCLI):
         if best:
             self.model.load_state_dict(read_checkpoint(best)["state_dict"])
         folder = self.model.model.save_pretrained(self.run_folder.path / "model")
+        self.watching.print_report()
         print(
             f"model in {folder}{' (best checkpoint)' if best else ''}, metrics in {self.run_folder.path / 'metrics.csv'}"
         )

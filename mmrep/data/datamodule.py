@@ -154,6 +154,10 @@ class ShardDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.test_split, train=False)
 
+    def validated(self) -> list[Samples]:
+        """The samples of ``val_split``, dataset by dataset; none where only streams are trained on."""
+        return [] if self._only_streams else self._parts(self.val_split, train=False)
+
     def state_dict(self) -> dict[str, Any]:
         """The place in the stream: equal on all ranks, and independent of their number."""
         return self._here().to_dict()

@@ -1,0 +1,141 @@
+"""`RunMedia`: the config, the retrieval table and a page of examples, where TensorBoard or wandb shows the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+
+from mmrep.callbacks.wandb_logger import OfflineSafeWandbLogger
+from mmrep.data.dataset import ShardDataset, make_loader
+from mmrep.data.html_page import write_page
+from mmrep.data.reader import Samples
+from mmrep.errors import MmrepError
+from mmrep.evaluation.embeddings import embed_loader
+from mmrep.evaluation.examples_page import examples
+from mmrep.evaluation.html_report import STYLE
+from mmrep.evaluation.report import HEADINGS, retrieval_cells
+from mmrep.evaluation.retrieval import Direction
+from mmrep.model import MultimodalModel
+
+COLUMNS = ("queries", "candidates", "recall@1", "recall@5", "recall@10", "mrr", "median_rank", "chance_recall@1")
+"""Of the table at wandb, beside the direction; fractions from 0 to 1."""
+GALLERY = 2048
+"""The page asks, and answers with, the first so many samples of the validation split."""
+BATCH = 128
+
+
+class RunMedia(pl.Callback):
+    """Logs the resolved config at the start, the retrieval table of every validation, the page at the end of the training.
+
+    The page is of the weights of the last step. The first rank makes it, alone.
+
+    Args:
+        folder: Of the run: its config.yaml is logged, the page becomes its examples.html.
+        queries: Examples of each direction on the page; 0 for no page.
+    """
+
+    def __init__(self, folder: Path, queries: int = 4) -> None:
+        self.folder, self.queries = folder, queries
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            return
+        text = path.read_text()
+        for logger in trainer.loggers:
+            if isinstance(logger, OfflineSafeWandbLogger):
+                logger.log_config(yaml.safe_load(text))
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), 0)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        retrieved: Mapping[str, Mapping[str, Any]] = getattr(pl_module, "retrieved", {})
+        if trainer.sanity_checking or not retrieved:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, OfflineSafeWandbLogger):
+                logger.log_media("val/retrieval", lambda: wandb_table(retrieved))
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("val/retrieval", markdown_table(retrieved), trainer.global_step)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, OfflineSafeWandbLogger)]
+        directions, splits = getattr(pl_module, "retrieved", {}), _validated(trainer)
+        if not loggers or not directions or not splits or not self.queries:
+            return
+        model = pl_module.model
+        assert isinstance(model, MultimodalModel), "it has retrieved"
+        try:
+            page = write_examples(self.folder / "examples.html", model, splits[0], list(directions), self.queries)
+        except (MmrepError, OSError) as error:
+            rank_zero_warn(f"no page of examples: {error}")
+            return
+        for logger in loggers:
+            logger.log_media("examples", lambda: _wandb_page(page))
+
+
+def wandb_table(retrieved: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A `wandb.Table`, a direction a row."""
+    import wandb
+
+    rows = [[direction, *(figures[name] for name in COLUMNS)] for direction, figures in retrieved.items()]
+    return wandb.Table(columns=["direction", *COLUMNS], data=rows)
+
+
+def markdown_table(retrieved: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of `mmrep eval retrieval` as Markdown."""
+    rows = [HEADINGS, ["---"] * len(HEADINGS)]
+    rows += [(direction, *retrieval_cells(figures)) for direction, figures in retrieved.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+@torch.inference_mode()
+def write_examples(path: Path, model: MultimodalModel, samples: Samples, directions: list[str], queries: int) -> Path:
+    """Write a page of queries, each with its best five answers.
+
+    Args:
+        path: Of the page.
+        model: In evaluation mode meanwhile.
+        samples: The first `GALLERY` of them are asked, and answer.
+        directions: As ``audio+text->image``.
+        queries: Of each direction.
+
+    Raises:
+        MmrepError: If a sample cannot be read.
+    """
+    encoders, training = model.by_modality, model.training
+    loader = make_loader(ShardDataset(samples, encoders, global_batch_size=BATCH), encoders)
+    embeddings = embed_loader(model, islice(loader, GALLERY // BATCH)).to(next(model.parameters()).device)
+    model.train(training)
+    if any(key != samples.key(number) for number, key in enumerate(embeddings.keys)):
+        raise MmrepError("some samples of the split are damaged", fix="mmrep data check")
+    asked = [Direction.parse(direction, list(encoders)) for direction in directions]
+    shown = len(embeddings.keys)
+    parts = [
+        f'<p class="muted">The first {shown} of {len(samples)} samples of the validation split.</p>\n',
+        *examples(embeddings, model, samples, asked, queries),
+    ]
+    return write_page(path, f"Examples of {path.parent.name}", parts, style=STYLE)
+
+
+def _validated(trainer: pl.Trainer) -> list[Samples]:
+    """What the data module validates on; nothing where it does not, or is another one."""
+    module = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
+    return module.validated() if hasattr(module, "validated") else []
+
+
+def _wandb_page(path: Path) -> Any:
+    import wandb
+
+    return wandb.Html(path.read_text(encoding="utf-8"), inject=False)

@@ -1,0 +1,119 @@
+"""`OfflineSafeWandbLogger`: Weights & Biases for a run that no lost network may stop."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import DummyExperiment
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+
+from mmrep.files import replacing
+
+ID_FILE = "wandb_run_id.txt"
+"""In the run folder: a run that goes on is the same run at wandb."""
+TIMEOUTS = {"init_timeout": 20.0, "finish_timeout": 60.0, "login_timeout": 20.0}
+"""Seconds that wandb may take to begin a run, and to send what is left at its end. ``WANDB_INIT_TIMEOUT`` and the like go
+before."""
+
+
+class OfflineSafeWandbLogger(WandbLogger):
+    """Lightning's logger, but for what fails: a run that cannot begin online begins offline, and nothing it logs raises.
+
+    What wandb writes lies in ``RUN/wandb`` in either case, for ``wandb sync``.
+
+    Args:
+        folder: Of the run; its name is the run's.
+        project: At wandb.
+    """
+
+    def __init__(self, folder: Path, project: str) -> None:
+        self.folder = folder
+        self._warned = False
+        super().__init__(name=folder.name, project=project, save_dir=folder)
+
+    @property
+    def experiment(self) -> Any:
+        """The run at wandb; on other ranks than the first something that does nothing."""
+        if rank_zero_only.rank > 0:
+            return DummyExperiment()
+        if self._experiment is None:
+            run: Any = self._begin()
+            run.define_metric("trainer/global_step")
+            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+            self._experiment = run
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._surviving(lambda: super(OfflineSafeWandbLogger, self).log_metrics(metrics, step))
+
+    @rank_zero_only
+    def log_config(self, config: dict[str, Any]) -> None:
+        """The resolved config of the run."""
+        self._surviving(lambda: self.experiment.config.update(config, allow_val_change=True))
+
+    @rank_zero_only
+    def log_media(self, name: str, make: Callable[[], Any]) -> None:
+        """A table or a page: what ``make`` gives."""
+        self._surviving(lambda: self.experiment.log({name: make()}))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Send what is left, but no longer than the time-out."""
+        if self._experiment is not None:
+            run: Any = self._experiment
+            self._surviving(lambda: run.finish(exit_code=0 if status == "success" else 1))
+            self._experiment = None
+
+    def _begin(self) -> Any:
+        import wandb
+
+        self._wandb_init["id"] = self._id = self._run_id()
+        timeouts = {name: value for name, value in TIMEOUTS.items() if f"WANDB_{name.upper()}" not in os.environ}
+        settings = wandb.Settings(**timeouts)
+        if not _goes_online() or self._has_key(wandb):
+            try:
+                return wandb.init(**self._wandb_init, settings=settings)
+            except Exception as error:
+                self._warn(f"wandb cannot be reached ({_first_line(error)})")
+                wandb.teardown()  # a run that did not begin would hold its id
+        return wandb.init(**self._wandb_init, settings=settings, mode="offline")
+
+    def _has_key(self, wandb: Any) -> bool:
+        """Whether wandb knows who logs: without, it would ask, or refuse."""
+        if wandb.api.api_key:
+            return True
+        self._warn("wandb has no API key: use `wandb login`, or WANDB_API_KEY")
+        return False
+
+    def _run_id(self) -> str:
+        path = self.folder / ID_FILE
+        if not path.is_file():
+            with replacing(path) as part:
+                part.write_text(uuid.uuid4().hex[:8] + "\n")
+        return path.read_text().strip()
+
+    def _surviving(self, log: Callable[[], None]) -> None:
+        try:
+            log()
+        except Exception as error:  # whatever wandb and its service process may meet: the run is worth more
+            self._warn(f"wandb failed ({_first_line(error)})")
+
+    def _warn(self, what: str) -> None:
+        if not self._warned:
+            folder = self.folder / "wandb"
+            rank_zero_warn(f"{what}; the run goes on, afterwards: wandb sync {folder}/*run-*")
+        self._warned = True
+
+
+def _goes_online() -> bool:
+    return os.environ.get("WANDB_MODE", "online") in ("online", "run", "shared")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

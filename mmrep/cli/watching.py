@@ -1,0 +1,94 @@
+"""How ``mmrep fit`` is seen: its loggers, its progress, its report."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import pytorch_lightning as pl
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from mmrep.callbacks.plain_progress import PlainProgress
+from mmrep.callbacks.progress_bar import RunProgressBar
+from mmrep.callbacks.run_media import RunMedia
+from mmrep.callbacks.throughput import Throughput
+from mmrep.callbacks.throughput_report import lines
+from mmrep.callbacks.wandb_logger import OfflineSafeWandbLogger
+from mmrep.cli.run_folder import RunFolder
+from mmrep.errors import ConfigError
+
+
+class Watching:
+    """What is added to a trainer.
+
+    Args:
+        options: Of the subcommand.
+        subcommand: ``fit`` or another.
+        folder: Of the run.
+    """
+
+    def __init__(self, options: Namespace, subcommand: str, folder: RunFolder) -> None:
+        self.options, self.fitting, self.folder = options, subcommand == "fit", folder.path
+        self.stage = "" if self.fitting else subcommand
+        self.dry = bool(options.trainer.fast_dev_run)
+        for wanted, package in ((options.wandb, "wandb"), (options.tensorboard, "tensorboard")):
+            if wanted and find_spec(package) is None:
+                raise ConfigError(f"--{package} needs {package}", fix=f"pip install 'mmrep[{package}]'")
+        self.throughput = Throughput(self.folder / "throughput.json" if self.fitting and not self.dry else None)
+        callbacks = options.trainer.callbacks or []
+        names = [str(getattr(each, "class_path", "")) for each in callbacks if isinstance(callbacks, list)]
+        self.own_bar = any(name.endswith("ProgressBar") for name in names)
+
+    def trainer_options(self) -> dict[str, Any]:
+        """What goes into the trainer's constructor."""
+        chosen, given = self.options.trainer, {}
+        if not self.dry and not self._own_loggers:
+            given["logger"] = self._loggers()
+        if self._shows_progress:
+            given["enable_progress_bar"] = False
+        if chosen.enable_model_summary is None:
+            given["enable_model_summary"] = sys.stderr.isatty()
+        return given
+
+    def add_to(self, trainer: pl.Trainer) -> None:
+        """Add callbacks, and the loggers that the config does not name: metrics.csv is always written."""
+        if not self.dry and self._own_loggers:
+            # Ours first: Lightning puts config.yaml where the first one writes.
+            trainer.loggers = [*self._loggers(), *trainer.loggers]
+        extra: list[Callback] = []
+        if self.fitting:
+            extra.append(self.throughput)
+            if not self.dry and (self.options.wandb or self.options.tensorboard):
+                extra.append(RunMedia(self.folder))
+        if self._shows_progress:
+            bar = self.options.trainer.enable_progress_bar or sys.stderr.isatty()
+            extra.append(RunProgressBar(self.throughput) if bar else PlainProgress(self.throughput))
+        trainer.callbacks.extend(extra)  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
+
+    def print_report(self) -> None:
+        """The throughput of the training that ended."""
+        if self.throughput.report is not None:
+            print(lines(self.throughput.report))
+
+    @property
+    def _shows_progress(self) -> bool:
+        """Whether the progress is ours to show: neither forbidden nor shown by a bar that the config names."""
+        return self.options.trainer.enable_progress_bar is not False and not self.own_bar
+
+    @property
+    def _own_loggers(self) -> bool:
+        return self.options.trainer.logger not in (None, True, False)
+
+    def _loggers(self) -> list[Logger]:
+        folder = self.folder
+        loggers: list[Logger] = [
+            CSVLogger(folder.parent, name=folder.name, version=self.stage, flush_logs_every_n_steps=20)
+        ]
+        if self.options.tensorboard:
+            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=self.stage))
+        if self.options.wandb:
+            loggers.append(OfflineSafeWandbLogger(folder, self.options.project))
+        return loggers
