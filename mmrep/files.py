@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ PART = ".part"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """A path to write a file or a folder at, which takes the place of ``path`` if all goes well.
 
     Its name is its own, so that many processes may write the same at once: the last one's stays. A folder that stood there
@@ -21,6 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: Where it will be; its folder is made.
+        sync: Of a file: whether it is on the disk, and so is its name, before anything else happens. After a loss of power
+            there is then the old file or the new one, never an empty one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PART}")
@@ -29,7 +32,11 @@ def replacing(path: Path) -> Iterator[Path]:
         if part.is_dir():
             _replace_folder(part, path)
         else:
+            if sync:
+                _sync(part)
             part.replace(path)
+            if sync:
+                _sync(path.parent)
     finally:
         _remove(part)
 
@@ -49,6 +56,15 @@ def _replace_folder(part: Path, path: Path) -> None:
         except OSError:  # another process has put one there in the meantime
             if not path.exists():
                 raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _remove(path: Path) -> None:

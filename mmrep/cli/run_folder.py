@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmrep.cli.launch import is_first, launched
 from mmrep.errors import ConfigError
+from mmrep.files import PART
 
 RESULTS = ("metrics.csv", "checkpoints", "model")
 
@@ -66,12 +67,16 @@ class RunFolder:
             )
 
     def newest_checkpoint(self) -> str | None:
-        """The checkpoint that was written last."""
-        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        return str(found[-1]) if found else None
+        """The checkpoint with the most progress that is whole: see `mmrep.cli.resume.newest_intact`."""
+        from mmrep.cli.resume import newest_intact
+
+        found = newest_intact(self.checkpoints)
+        return None if found is None else str(found)
 
     def make_way(self, *, overwrite: bool) -> None:
         """Remove an earlier run that is to be replaced, or set its metrics.csv aside, which Lightning starts anew.
+
+        No checkpoint of a run that goes on is removed, only what was left of one that was never finished.
 
         Call this last, when the new run has been found able to start.
         """
@@ -79,6 +84,8 @@ class RunFolder:
             return
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
+        for unfinished in self.checkpoints.glob(f"*.ckpt.*{PART}"):  # of a process that was killed while it wrote
+            unfinished.unlink(missing_ok=True)
         metrics = self.path / "metrics.csv"
         if metrics.exists():
             earlier = len(list(self.path.glob("metrics.before-resume-*.csv")))

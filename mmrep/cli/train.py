@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from lightning_fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 import mmrep.encoders  # noqa: F401 - its classes are then known by their short names in YAML
-from mmrep.cli.launch import launched
+from mmrep.callbacks.children import WatchedLauncher
+from mmrep.callbacks.monitored import MonitoredCheckpoint
+from mmrep.callbacks.pending_validation import PendingValidation
+from mmrep.callbacks.preemption import PreemptedError, Preemption, StopSignals
+from mmrep.callbacks.watchdog import Watchdog
+from mmrep.cli.launch import is_first, launched
 from mmrep.cli.messages import explain
 from mmrep.cli.run_folder import RunFolder
 from mmrep.cli.same_start import SameStart
@@ -24,6 +33,7 @@ from mmrep.data.datamodule import ShardDataModule
 from mmrep.errors import CheckpointError, ConfigError, MmrepError
 from mmrep.interop.load import read_checkpoint
 from mmrep.modules import ContrastiveModule
+from mmrep.modules.checkpoint_io import DurableCheckpointIO
 
 
 def run(arguments: list[str]) -> int:
@@ -33,21 +43,35 @@ def run(arguments: list[str]) -> int:
     missing = [file for file in _config_files(arguments) if not Path(file).is_file()]
     if missing:
         raise ConfigError("no such config file", where=missing[0], fix="the ones that come with mmrep are in configs/")
+    signals = StopSignals()
+    if arguments[:1] == ["fit"]:
+        signals.listen()
     try:
-        TrainCLI(arguments)
+        TrainCLI(arguments, signals)
+    except PreemptedError as stop:
+        if is_first():
+            print(f"mmrep: {stop}", flush=True)
     except ValueError as error:  # jsonargparse wraps what a constructor raises, once for each level of the config
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, MmrepError):
             cause = cause.__cause__
         raise cause or error from error
+    finally:
+        signals.restore()
     return 0
 
 
 class TrainCLI(LightningCLI):
-    """The Lightning command line over one run folder."""
+    """The Lightning command line over one run folder.
 
-    def __init__(self, arguments: list[str]) -> None:
+    Args:
+        arguments: Words after ``mmrep``.
+        signals: Those that ask this process to stop.
+    """
+
+    def __init__(self, arguments: list[str], signals: StopSignals) -> None:
         self.run_folder: RunFolder | None = None
+        self._signals = signals
         self._default_quarantine = False
         super().__init__(
             ContrastiveModule,
@@ -73,7 +97,13 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument("--tensorboard", action="store_true", help="Log to TensorBoard too.")
         parser.add_argument("--project", type=str, default="mmrep", help="Project at Weights & Biases.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--dead_after", type=float, default=45.0, help="Seconds without a sign of life of a rank, before all end."
+        )
+        parser.add_argument(
+            "--hang_after", type=float, default=1800.0, help="Seconds that ranks wait for one that does not come."
+        )
+        parser.add_lightning_class_args(MonitoredCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "epoch={epoch}-step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
 
@@ -113,9 +143,36 @@ class TrainCLI(LightningCLI):
         kwargs |= self.watching.trainer_options()
         extra: list[Callback] = [SameStart(options.ckpt_path, options.as_dict())]
         trainer = super().instantiate_trainer(**kwargs)
+        self.watchdog = Watchdog(options.dead_after, options.hang_after)
+        extra += [self.watchdog, *self._against_faults(trainer)]
         self.watching.add_to(trainer)
         trainer.callbacks.extend(extra)  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
         return trainer
+
+    def _against_faults(self, trainer: pl.Trainer) -> list[Callback]:
+        """What keeps a run's work when a signal, a dead rank or a full disk ends it: see docs/faults.md."""
+        options, strategy = self.config[self.subcommand], trainer.strategy
+        if isinstance(strategy, DDPStrategy) and strategy._timeout == default_pg_timeout:
+            strategy._timeout = timedelta(seconds=options.hang_after)
+        if type(strategy.launcher) is _SubprocessScriptLauncher:
+            strategy._launcher = WatchedLauncher(strategy.launcher, self.watchdog)
+        if self.subcommand != "fit":
+            return []
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = DurableCheckpointIO()
+        self._signals.take_over(trainer)
+        return [PendingValidation(), Preemption(self._signals, Path(options.checkpoint.dirpath))]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            lost = self.watchdog.error(error)
+            if lost is None:
+                raise
+            raise lost from error
+        finally:
+            self.watchdog.close()
 
     def after_instantiate_classes(self) -> None:
         """Find out that a run cannot start before it writes anything, or removes an earlier run."""
@@ -139,6 +196,8 @@ class TrainCLI(LightningCLI):
             return
         callback = self.trainer.checkpoint_callback
         best = getattr(callback, "best_model_path", "") if getattr(callback, "monitor", None) else ""
+        if not Path(best).is_file():  # a full disk may have kept it from being written
+            best = ""
         if best:
             self.model.load_state_dict(read_checkpoint(best)["state_dict"])
         folder = self.model.model.save_pretrained(self.run_folder.path / "model")
@@ -146,6 +205,9 @@ class TrainCLI(LightningCLI):
         print(
             f"model in {folder}{' (best checkpoint)' if best else ''}, metrics in {self.run_folder.path / 'metrics.csv'}"
         )
+        checkpoints = self.trainer.strategy.checkpoint_io
+        if isinstance(checkpoints, DurableCheckpointIO):
+            checkpoints.check()
 
     def before_predict(self) -> None:
         from mmrep.cli.predictions import PredictionWriter

@@ -297,3 +297,28 @@ def _gather_together(embeddings: Mapping[str, Tensor], counts: list[int]) -> dic
     return {
         name: rows if embeddings[name].ndim == 3 else rows[:, 0] for name, rows in zip(views, everyone, strict=True)
     }
+
+
+def shared_store() -> dist.Store | None:
+    """A connection of its own to the key-value store that the ranks met at, usable from any thread; None with one rank.
+
+    Unlike a collective it answers while the ranks wait for each other, and says so when its host is gone.
+    """
+    return dist.distributed_c10d._get_default_store().clone() if world_size() > 1 else None
+
+
+def is_of_other_ranks(error: BaseException) -> bool:
+    """Whether an error of a collective says that another rank is gone or did not come, and nothing of this one."""
+    words = (
+        "Connection closed",
+        "Connection reset",
+        "Broken pipe",
+        "Timed out",
+        "timed out",
+        "Timeout",
+        "timeout",
+        "NCCL",
+    )
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and world_size() > 1 and any(word in str(error) for word in words)
+    )

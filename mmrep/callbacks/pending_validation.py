@@ -1,0 +1,50 @@
+"""A checkpoint written before or inside a validation goes on with that validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+NOT_BEGUN = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+"""Of a validation loop: in its first batch, so that it begins anew."""
+
+
+class PendingValidation(Callback):
+    """Mends the place in the loops that Lightning saves when a validation is due.
+
+    A checkpoint of the last step of an epoch, or of a signal inside the validation, would else skip the validation when the
+    run goes on: its figures would be missing, and a best checkpoint by them.
+    """
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.sanity_checking or "loops" not in checkpoint:
+            return
+        loop = trainer.fit_loop.epoch_loop
+        if not (_running(loop.val_loop) if trainer.validating else _due(loop, trainer)):
+            return
+        fit = checkpoint["loops"]["fit_loop"]
+        batches = fit["epoch_loop.batch_progress"]
+        for counts in ("total", "current"):
+            batches[counts] = {**batches[counts], "completed": batches[counts]["processed"]}
+        fit["epoch_loop.val_loop.batch_progress"] = {
+            "total": dict(NOT_BEGUN),
+            "current": dict(NOT_BEGUN),
+            "is_last_batch": False,
+        }
+
+
+def _running(validation: Any) -> bool:
+    """Whether some of its batches are still to come, the one at hand included."""
+    progress = validation.batch_progress
+    return not (progress.is_last_batch and progress.current.completed == progress.current.ready)
+
+
+def _due(loop: Any, trainer: pl.Trainer) -> bool:
+    """Whether the batch at hand has trained and a validation follows it."""
+    progress = loop.batch_progress.current
+    fetcher = trainer.fit_loop._data_fetcher
+    return progress.completed < progress.processed and fetcher is not None and bool(loop._should_check_val_fx(fetcher))
