@@ -1,7 +1,8 @@
 """Accuracy where every query has its own few candidates, as Symile-MIMIC is judged: the right X-ray among ten.
 
-``python -m data_prep.candidates --checkpoint RUN --data data/symile_mimic --direction ecg+labs->cxr``. The field ``candidates`` of
-a sample's JSON lists the ids of its candidates, its own first. The model's own rule ranks; a tie counts against the query.
+``python -m data_prep.candidates --checkpoint RUN --data data/symile_mimic --direction 'ecg+labs->cxr'``. The field
+``candidates`` of a sample's JSON lists the ids of its candidates, its own first. The model's own rule ranks; a tie counts
+against the query.
 """
 
 from __future__ import annotations

@@ -152,21 +152,21 @@ def _begin(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Do
     settings = json.loads(json.dumps(settings))
     journal = out / JOURNAL
     if overwrite and out.is_dir():
-        for pattern in OWN_FILES:
-            for path in out.glob(pattern):
-                path.unlink()
+        for path in (path for pattern in OWN_FILES for path in out.glob(pattern)):
+            path.unlink()
         remove_arrays(out)
-    if journal.is_file():
+    elif journal.is_file():
         lines = list(_journal_lines(journal))
         if not lines or lines[0] != settings:
             raise DataError(
                 "the folder holds a run of other files or options", where=out, fix="pass --overwrite to begin anew"
             )
         found = [Done.parse(line) for line in lines[1:]]
+        found = [report for report in found if not report.samples or (out / report.name).is_file()]
         # Rewritten whole, so that a line which a killed run cut short is not in the way of the next.
         _rewrite(journal, settings, found)
         return {report.name: report for report in found}
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError("the folder is not empty", where=out, fix="choose another --out, or pass --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     _rewrite(journal, settings, [])

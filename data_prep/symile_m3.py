@@ -1,8 +1,8 @@
 """Symile-M3, triples of a picture, a spoken sentence and words of several languages -> shards.
 
 ``python -m data_prep.symile_m3 --root symile-m3-5-xs --out data/symile_m3`` reads one configuration of the release: Parquet
-files ``train-00000-of-00143.parquet``, ``val-*``, ``test-*`` with the columns lang, audio, image, text, cls, cls_id, target_text.
-``translations.json`` of the release, in the folder or the one above, names the 1,000 classes.
+files ``train-00000-of-00143.parquet``, ``val-*``, ``test-*`` with the columns lang, audio, image, text, cls, cls_id and
+target_text. ``translations.json`` of the release, in the folder or the one above, names the 1,000 classes.
 """
 
 from __future__ import annotations

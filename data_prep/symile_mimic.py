@@ -2,8 +2,8 @@
 
 ``python -m data_prep.symile_mimic --root symile-mimic-1.0.0 --out data/symile_mimic`` reads the arrays of the release,
 ``data_npy/train/cxr_train.npy`` and so on, mapped into memory and never loaded whole. An X-ray becomes the PNG that it was
-before it was normalised; an electrocardiogram ``[1, 5000, 12]`` becomes ``[12, 5000]``; a laboratory value that was not measured
-becomes NaN. The ten candidates of a query, of val_retrieval and test, are in its JSON: see `data_prep.candidates`.
+before it was normalised; an electrocardiogram ``[1, 5000, 12]`` becomes ``[12, 5000]``; a laboratory value that was not
+measured becomes NaN. The ten candidates of a query, of val_retrieval and test, are in its JSON: see `data_prep.candidates`.
 """
 
 from __future__ import annotations
