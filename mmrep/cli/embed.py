@@ -5,31 +5,49 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmrep.cli.devices import choose_device
-from mmrep.errors import ConfigError, Fault
+from mmrep.cli.ray_options import ENGINES, add_engine_options, ray_settings
+from mmrep.cli.work_share import WorkShare, local_rank, work_share
+from mmrep.errors import ConfigError, Fault, check_choice
 from mmrep.progress import progress
+from mmrep.stopping import Stopped, stopped_by_signals
+
+if TYPE_CHECKING:
+    from mmrep.model import MultimodalModel
+    from mmrep.search import EmbeddingJob
 
 MOST_LISTED = 10
 """Broken samples that are printed; the manifest has all."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run ``embed ...``."""
+    """Run ``embed ...``; after SIGTERM or SIGINT the exit code is 128 + the signal's number."""
     options = _parser().parse_args(arguments[1:])
-    worker, workers = work_share(options.shard_index, options.num_shards, os.environ)
+    check_choice("--engine", options.engine, ENGINES)
+    share = work_share(options.shard_index, options.num_shards, os.environ)
     if options.batch_size < 1 or options.num_workers < 0:
         raise ConfigError(f"--batch-size {options.batch_size}, --num-workers {options.num_workers}")
-    return _embed(options, worker, workers)
+    if options.engine == "ray" and share.count > 1:
+        raise ConfigError(f"--engine ray, and {share}", fix="Ray shares the shards itself: start one process")
+    try:
+        with stopped_by_signals():
+            return _embed(options, share)
+    except Stopped as stop:
+        print(
+            f"mmrep embed: stopped by {stop.name}; finished shards are kept, the same command goes on", file=sys.stderr
+        )
+        return stop.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmrep embed",
         description="Embed every sample of some shards, a file per shard. Finished shards are kept: run it again after an "
-        "interruption, or run many of it at once, each with its --shard-index.",
+        "interruption, or run many of it at once (torchrun, srun, a SLURM array, or each with its --shard-index), or on Ray.",
     )
     parser.add_argument("--checkpoint", required=True, help="run folder, model folder, or .ckpt")
     parser.add_argument("--data", required=True, help="folder or URL of shards with an index.json")
@@ -39,49 +57,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", default="npy", help="npy (mapped into memory) or parquet (default: npy)")
     parser.add_argument("--batch-size", type=int, default=256, help="samples embedded at once")
     parser.add_argument("--num-workers", type=int, default=0, help="loader processes")
-    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: this rank's GPU where there is one)")
     parser.add_argument(
         "--shard-index",
         type=int,
-        help="which share of the shards this process embeds, from 0 (default: SLURM_ARRAY_TASK_ID, or RANK)",
+        help="which share of the shards this process embeds, from 0 (default: SLURM_ARRAY_TASK_ID, RANK or SLURM_PROCID; "
+        "an array of several processes multiplies)",
     )
-    parser.add_argument(
-        "--num-shards", type=int, help="how many processes share them (default: SLURM_ARRAY_TASK_COUNT, or WORLD_SIZE)"
-    )
+    parser.add_argument("--num-shards", type=int, help="how many processes share them")
+    add_engine_options(parser)
     return parser
 
 
-def work_share(index: int | None, count: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which share of the work is this process's, out of how many: as asked for, or of a SLURM array, of torchrun, or of both.
-
-    Raises:
-        ConfigError: If one of the two is given without the other.
-    """
-    if (index is None) != (count is None):
-        raise ConfigError("--shard-index and --num-shards belong together", fix="give both, or none")
-    if index is not None and count is not None:
-        return index, count
-    task, tasks = _share("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", environment, "SLURM_ARRAY_TASK_MIN")
-    rank, ranks = _share("RANK", "WORLD_SIZE", environment)
-    return task * ranks + rank, tasks * ranks
-
-
-def _share(place: str, total: str, environment: Mapping[str, str], first: str = "") -> tuple[int, int]:
-    if place not in environment or total not in environment:
-        return 0, 1
-    try:
-        return int(environment[place]) - int(environment.get(first, 0)), int(environment[total])
-    except ValueError as error:
-        raise ConfigError(f"{place}={environment[place]}", fix="give --shard-index and --num-shards") from error
-
-
-def _embed(options: argparse.Namespace, worker: int, workers: int) -> int:
+def _embed(options: argparse.Namespace, share: WorkShare) -> int:
     from mmrep.data.index import Index
     from mmrep.interop import load
     from mmrep.search import EmbeddingJob
 
+    on_ray = ray_settings(options) if options.engine == "ray" else None
+    device = choose_device("cpu" if on_ray else _own_device(options.device))
+    if share.said_by:
+        print(f"{share}, on {device}", file=sys.stderr)
     index = Index.load(options.data)
-    model = load(options.checkpoint).to(choose_device(options.device))
+    model: MultimodalModel = load(options.checkpoint).to(device)
     job = EmbeddingJob(
         model,
         index,
@@ -90,15 +88,38 @@ def _embed(options: argparse.Namespace, worker: int, workers: int) -> int:
         splits=options.split,
         modalities=options.modality,
         file_format=options.format,
-        worker=worker,
-        workers=workers,
+        worker=share.index,
+        workers=share.count,
     )
-    todo = len(job.pending)
+    _work(job, options)
+    return _finish(job, options.out)
+
+
+def _own_device(asked: str | None) -> str | None:
+    """``cuda`` means this rank's GPU: the processes of a machine take them in turn."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{local_rank(os.environ) % count}" if asked in (None, "cuda") and count else asked
+
+
+def _work(job: EmbeddingJob, options: argparse.Namespace) -> None:
+    batches = {"batch_size": options.batch_size, "num_workers": options.num_workers}
     with progress("embedding", job.num_samples) as advance:
-        faults = job.run(batch_size=options.batch_size, num_workers=options.num_workers, advance=advance)
+        if options.engine == "ray":
+            from mmrep.search.ray_job import run_on_ray
+
+            faults = run_on_ray(
+                job, options.data, ray_settings(options), device=options.device, advance=advance, **batches
+            )
+        else:
+            faults = job.run(advance=advance, **batches)
     _list_broken(faults)
+
+
+def _finish(job: EmbeddingJob, out: str) -> int:
     manifest = job.finish()
-    print(f"{options.out}: {todo} shards embedded, {job.kept} were there")
+    print(f"{out}: {len(job.pending)} shards embedded, {job.kept} were there")
     if manifest is None:
         print("shards of other processes are not finished yet; the last to finish completes the manifest")
     else:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from mmrep.search.manifest import (
 )
 from mmrep.search.row_files import FORMATS, ShardRows, check_installed
 from mmrep.search.shard_plan import ShardPlan
+from mmrep.stable_hash import stable_hash
 
 ABANDONED_S = 3600
 """Unfinished files that are older, in seconds, are of a process that was killed."""
@@ -96,9 +98,17 @@ class EmbeddingJob:
             file_format=file_format,
         )
         self._prepare(Manifest(self.source, relative_place(data, out)))
-        mine = list(shards.values())[worker::workers]
-        self.pending = [shard for shard in mine if not self._is_finished(shard.name)]
-        self.kept = len(mine) - len(self.pending)
+        self.mine = _share(list(shards.values()), worker, workers)
+
+    @cached_property
+    def pending(self) -> list[Shard]:
+        """What of this process's share was not finished when this was first asked for; reads and verifies all that is."""
+        return [shard for shard in self.mine if not self._is_finished(shard.name)]
+
+    @property
+    def kept(self) -> int:
+        """How many of its shards were there."""
+        return len(self.mine) - len(self.pending)
 
     @property
     def num_samples(self) -> int:
@@ -106,26 +116,33 @@ class EmbeddingJob:
         return sum(shard.samples for shard in self.pending)
 
     def run(
-        self, *, batch_size: int = 256, num_workers: int = 0, advance: Callable[[int], None] | None = None
+        self,
+        *,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        advance: Callable[[int], None] | None = None,
+        shards: Sequence[Shard] | None = None,
     ) -> list[Fault]:
-        """Embed what is pending, a shard at a time.
+        """Embed some shards, one after the other.
 
         Args:
             batch_size: Samples embedded at once; a batch does not reach over the end of a shard.
             num_workers: Loader processes.
             advance: Called with the number of samples done.
+            shards: Which; the pending ones by default.
 
         Returns:
             The samples that could not be used; they are in the records too.
         """
-        if not self.pending:
+        shards = self.pending if shards is None else shards
+        if not shards:
             return []
-        samples = Samples(replace(self.index, splits={"pending": [shard.name for shard in self.pending]}), "pending")
+        samples = Samples(replace(self.index, splits={"pending": [shard.name for shard in shards]}), "pending")
         plan = ShardPlan([samples.contents(list(self.encoders))], batch_size, seed=0, train=False)
         dataset = ShardDataset(samples, self.encoders, plan=plan, replace=True)
         batches = iter(make_loader(dataset, self.encoders, num_workers=num_workers))
         found: list[Fault] = []
-        for shard in self.pending:
+        for shard in shards:
             faults: list[Fault] = []
             own = islice(batches, plan.batches_of(shard.samples))
             self._write(shard, self._embed(own, faults, advance) if shard.samples else self._nothing(), faults)
@@ -207,6 +224,14 @@ class EmbeddingJob:
         rows = {name: np.zeros((0, self.model.embed_dim), np.float32) for name in self.encoders}
         contents = {name: np.zeros(0, np.int64) for name in rows}
         return ShardRows([], [], rows, {name: np.zeros(0, bool) for name in rows}, contents)
+
+
+def _share(shards: Sequence[Shard], worker: int, workers: int) -> list[Shard]:
+    """This process's shards, in order. They are dealt in an order that depends on the number of processes: what one process
+    left when it died falls to all of them when the job is started again with another number."""
+    dealt = sorted(shards, key=lambda shard: stable_hash(f"{workers} {shard.name}"))
+    own = {shard.name for shard in dealt[worker::workers]}
+    return [shard for shard in shards if shard.name in own]
 
 
 def _remove_abandoned(folder: Path) -> None:

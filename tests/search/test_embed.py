@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmrep.cli.embed import run, work_share
+from mmrep.cli.embed import run
 from mmrep.data.build import build_index
 from mmrep.data.decode import decode
 from mmrep.data.index import Index
@@ -169,31 +169,7 @@ def test_broken_samples_are_left_out_counted_and_listed(tmp_path: Path, capsys: 
     assert {found.key: found.number for found in hit}["k04"] == 4, "numbers count the broken ones"
 
 
-@pytest.mark.parametrize(
-    ("given", "environment", "expected"),
-    [
-        ((None, None), {}, (0, 1)),
-        ((2, 5), {"RANK": "1", "WORLD_SIZE": "2"}, (2, 5)),
-        ((None, None), {"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
-        (
-            (None, None),
-            {"SLURM_ARRAY_TASK_ID": "12", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "10", "RANK": "0"},
-            (2, 4),
-        ),
-        ((None, None), {"RANK": "1"}, (0, 1)),
-    ],
-)
-def test_the_share_of_the_work(
-    given: tuple[int | None, int | None], environment: dict[str, str], expected: tuple[int, int]
-) -> None:
-    assert work_share(*given, environment) == expected
-
-
 def test_wrong_use_is_one_line(tiny_shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="belong together"):
-        work_share(1, None, {})
-    with pytest.raises(ConfigError, match="RANK=x"):
-        work_share(None, None, {"RANK": "x", "WORLD_SIZE": "2"})
     for settings, message in (
         ({"modalities": ["imgae"]}, "did you mean 'image'"),
         ({"splits": ["vla"]}, "did you mean 'val'"),
