@@ -22,7 +22,7 @@ METADATA = ("keywords", "sound_link", "manufacturer", "license")
 """Columns of the metadata that the samples' JSON keeps."""
 LAYOUT = "expected are clotho_captions_development.csv and development/*.wav, likewise of validation and evaluation"
 LICENCES = {
-    "captions": "Tampere University licence: non-commercial, with attribution (the LICENSE file of the release)",
+    "captions": "Tampere University licence, in the LICENSE file of the release",
     "audio": "Freesound: Creative Commons licences, one a clip; see 'license' in each sample's JSON",
 }
 

@@ -28,8 +28,7 @@ MAX_GROUP_BYTES = 4 << 30
 LAYOUT = "expected are train-*.parquet, val-*.parquet and test-*.parquet of one configuration, such as symile-m3-2-xs"
 LICENCES = {
     "release": "CC BY-NC-SA 4.0, Saporta et al. 2024",
-    "pictures": "ImageNet's terms of access",
-    "speech": "Common Voice, CC0",
+    "parts": "the pictures are ImageNet's, the speech Common Voice's: their terms hold too",
 }
 
 

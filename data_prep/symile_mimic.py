@@ -45,7 +45,7 @@ TOLERANCE = 0.05
 """How far a pixel may lie from a whole number of 0 to 255: float32 leaves less than 0.001."""
 LAYOUT = "expected are data_npy/train/cxr_train.npy and its fellows, and train.csv, as in release 1.0.0"
 LICENCES = {
-    "release": "PhysioNet Credentialed Health Data License 1.5.0: credentialed users under a data use agreement only"
+    "release": "PhysioNet, credentialed access: under its data use agreement only, shards included"
 }
 
 

@@ -15,6 +15,9 @@ from tests.gloo_pool import GlooPool
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+RELEASES = ("coco", "clotho", "audiocaps", "symile_m3", "symile_mimic", "cmu_mosei")
+"""Folders whose configs ask for towers or modalities that are not here: tests/data_prep/test_release_configs.py has them."""
+OWN = [path for path in CONFIGS if path.parent.name not in RELEASES]
 
 
 class ParseOnly(TrainCLI):
@@ -33,7 +36,7 @@ class ParseOnly(TrainCLI):
         return None
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
 def test_config_builds_its_model(path: Path) -> None:
     cli = ParseOnly(["fit", "--config", str(path)])
     assert cli.model.model.embed_dim == yaml.safe_load(path.read_text())["model"]["init_args"]["embed_dim"]
@@ -70,7 +73,7 @@ def fit_as_a_rank(
     return weights, {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
 def test_config_trains_on_two_processes(path: Path, pool2: GlooPool, tiny_shards: Path, tmp_path: Path) -> None:
     """From its YAML to two steps, a validation and a model folder; both ranks end with the same weights."""
     options = ["--data.global_batch_size", "16", "--data.num_workers", "0", "--trainer.max_epochs", "1"]
