@@ -13,6 +13,7 @@ import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data_prep.captions import CAPTION, CLIP, Captioned, add_caption_options, captioned_samples
 from data_prep.released_files import expect_folder, provenance, read_csv
@@ -95,7 +96,7 @@ def _captioned(file: Path, clips: dict[str, Path], patterns: Sequence[str]) -> l
         groups.setdefault(f"{row['youtube_id']}_{row['start_time']}", []).append(row)
     entries = []
     for clip, rows in groups.items():
-        record = {"clip": clip, "youtube_id": rows[0]["youtube_id"], "start_time": rows[0]["start_time"]}
+        record: dict[str, Any] = {name: rows[0][name] for name in ("youtube_id", "start_time")} | {"clip": clip}
         record |= {"audiocap_ids": [row["audiocap_id"] for row in rows]}
         entries.append(Captioned(_clip(rows, clips, patterns), [row["caption"] for row in rows], record))
     return entries

@@ -16,7 +16,7 @@ MAX_VIDEO_BYTES = 2 << 30
 
 
 class SequenceFile:
-    """One .csd file. The file is opened when it is first asked, once in each process.
+    """One .csd file. It is opened when it is first asked, once in each process, and holds the video that it read last.
 
     Args:
         path: The file.
@@ -24,6 +24,7 @@ class SequenceFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: tuple[str, tuple[np.ndarray, np.ndarray]] | None = None
 
     def __contains__(self, video: str) -> bool:
         return video in _data(self.path, os.getpid())
@@ -34,6 +35,11 @@ class SequenceFile:
         Raises:
             DataError: If they are missing, damaged, of other shapes, or in another file.
         """
+        if self._held is None or self._held[0] != video:
+            self._held = video, self._read(video)
+        return self._held[1]
+
+    def _read(self, video: str) -> tuple[np.ndarray, np.ndarray]:
         where = f"{self.path}:{video}"
         try:
             features, intervals = (

@@ -44,7 +44,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.groups: list[tuple[Path, int]] = []
-        sizes = []
+        sizes: list[int] = []
         for file in files:
             metadata = _open(file).metadata
             if missing := set(COLUMNS) - set(metadata.schema.to_arrow_schema().names):
@@ -52,7 +52,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
             for number in range(metadata.num_row_groups):
                 self.groups.append((file, number))
                 sizes.append(metadata.row_group(number).num_rows)
-        self.starts = [0, *itertools.accumulate(sizes)]
+        self.starts: list[int] = [0, *itertools.accumulate(sizes)]
         self._held: tuple[int, Any] | None = None
 
     def __len__(self) -> int:

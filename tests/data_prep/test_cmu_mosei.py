@@ -17,6 +17,7 @@ from mmrep.data.index import Index
 from mmrep.data.reader import Samples
 from mmrep.errors import DataError
 from tests.data_prep.releases import put, write_cmu_mosei
+from tests.tiny import file_bytes
 
 h5py = pytest.importorskip("h5py", reason="pip install 'mmrep[mosei]'")
 
@@ -123,6 +124,13 @@ def test_damaged_videos_are_listed_and_links_out_of_the_file_are_not_followed(tm
     rejects = list(csv.DictReader((out / "rejects.csv").open()))
     assert [(row["split"], row["entry"]) for row in rejects] == [("train", str(n)) for n in (0, 1, 2, 4)]
     assert "leads out of the file" in rejects[0]["reason"] and len(Samples(Index.load(out), "train")) == 3
+
+
+def test_processes_change_no_byte(tmp_path: Path) -> None:
+    root = write_cmu_mosei(tmp_path / "csd")
+    for workers in ("1", "2"):
+        assert main([*words(root, tmp_path / workers), "--workers", workers, "--shard-entries", "3"]) == 0
+    assert file_bytes(tmp_path / "1") == file_bytes(tmp_path / "2")
 
 
 def test_a_sequence_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
