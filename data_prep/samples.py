@@ -190,11 +190,10 @@ def _rewrite(journal: Path, settings: dict[str, Any], reports: Sequence[Done]) -
 
 def _write_shards(release: Release, out: Path, tasks: Sequence[Task], workers: int, done: dict[str, Done]) -> None:
     """Write what is left, and note each shard in the journal when it is whole."""
-    from data_prep.table.progress import follow
+    from data_prep.emoji_m3.progress import track
 
-    sizes = [task.stop - task.start for task in tasks]
     with (out / JOURNAL).open("a", encoding="utf-8") as journal:
-        for report in follow(_results(release, out, tasks, workers), sizes):
+        for report in track(_results(release, out, tasks, workers), len(tasks), f"shards of {release.name}"):
             done[report.name] = report
             journal.write(json.dumps(asdict(report)) + "\n")
             journal.flush()

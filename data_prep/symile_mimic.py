@@ -44,9 +44,7 @@ LEADS = 12
 TOLERANCE = 0.05
 """How far a pixel may lie from a whole number of 0 to 255: float32 leaves less than 0.001."""
 LAYOUT = "expected are data_npy/train/cxr_train.npy and its fellows, and train.csv, as in release 1.0.0"
-LICENCES = {
-    "release": "PhysioNet, credentialed access: under its data use agreement only, shards included"
-}
+LICENCES = {"release": "PhysioNet, credentialed access: under its data use agreement only, shards included"}
 
 
 @dataclass(frozen=True)
