@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mmrep.encoders import Encoder
@@ -9,6 +11,9 @@ from mmrep.encoders.activation_checkpointing import checkpoint_activations
 from mmrep.errors import ConfigError, check_choice
 from mmrep.model import MultimodalModel
 from mmrep.modules.gradient_caching import GradientCaching, refuse_mixing_layers
+
+GRAPHS_OF_ENCODER = 16
+"""More than enough for one encoder: torch's limit of 8, for training and evaluation."""
 
 
 def check_backend(compile: bool | str) -> str | None:
@@ -49,5 +54,16 @@ def prepare_encoders(
             fix="set micro_batch_size, which bounds the memory of any encoder",
         )
     if backend is not None:
-        for encoder in encoders.values():
-            encoder.compile(backend=backend)
+        compile_encoders(list(encoders.values()), backend)
+
+
+def compile_encoders(encoders: Sequence[Encoder], backend: str) -> None:
+    """Compile encoders in place, each when it is first called.
+
+    A graph is made for the first batch size, one for all others, one for a single sample; and again for evaluation.
+    """
+    # Torch counts graphs by the function that is compiled, which all encoders share, and gives up at 8.
+    limit: int = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, GRAPHS_OF_ENCODER * len(encoders))
+    for encoder in encoders:
+        encoder.compile(backend=backend)
