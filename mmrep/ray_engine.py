@@ -11,9 +11,12 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
+import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ MOST_FAILED = 10
 """Shards that may fail before the job gives up: then something is wrong with all of them."""
 MOST_BLOCKS = 10_000
 """Of Ray Data: with more shards, several are in one."""
+SECONDS_TO_REACH = 10.0
+"""Of a cluster's address."""
 
 Worker = Callable[[str], Any]
 """Does one shard by its name; gives what JSON can hold."""
@@ -70,6 +75,7 @@ def import_ray() -> Any:
         ConfigError: If it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of how Ray Data itself starts its actors
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a worker without a GPU sees none
     try:
         import ray
@@ -107,7 +113,10 @@ def map_shards(make: Callable[[], Worker], names: Sequence[str], settings: RaySe
                 if len(failed) >= MOST_FAILED:
                     break
         except ray.exceptions.RayError as error:
-            raise _in_one_line(ray, error) from None
+            raise DataError(
+                f"a Ray worker died {MOST_RETRIES} times ({type(error).__name__})",
+                fix="if memory ran out, give more --num-cpus to each; run the same again: finished shards are kept",
+            ) from None
     if failed:
         raise _failure(failed, len(names))
 
@@ -122,6 +131,7 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _check_reachable(address)
     local = {"include_dashboard": False, "num_cpus": num_cpus} if address == LOCAL else {}
     with _own_token(address == LOCAL):
         try:
@@ -136,11 +146,26 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
             ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes to find what is not there.
+
+    Raises:
+        ConfigError: If nobody listens at ``HOST:PORT``.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_REACH).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray at '{address}' ({error})", fix="start a cluster, or --ray-address local") from None
+
+
 def _dataset(ray: Any, make: Callable[[], Worker], names: Sequence[str], settings: RaySettings) -> Any:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs tracebacks of what is raised here
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.actor_task_retry_on_errors = [OSError]  # of a file system that is away for a moment
+    context.actor_task_retry_on_errors = [OSError]
     pool = ray.data.ActorPoolStrategy(size=_room(ray, settings, len(names)))
     with warnings.catch_warnings():
         # Ray 2.60 deprecates the only way to bound retries, and names no other.
@@ -183,6 +208,9 @@ class _ShardActor:
 
     make: Callable[[], Worker]
 
+    def __init__(self) -> None:
+        self.tries: Counter[str] = Counter()
+
     @cached_property
     def worker(self) -> Worker:
         return self.make()
@@ -198,8 +226,12 @@ class _ShardActor:
     def _do(self, name: str) -> tuple[str, str]:
         try:
             return json.dumps(self.worker(name)), ""
-        except OSError:
-            raise  # Ray tries it again
+        except OSError as error:
+            self.tries[name] += 1
+            if self.tries[name] <= MOST_RETRIES:  # a file system may be away for a moment
+                time.sleep(self.tries[name])
+                raise  # so that Ray tries it again
+            told: dict[str, Any] = {"kind": "", "what": f"cannot be read or written ({error})", "where": name, "fix": None}
         except MmrepError as error:
             told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
         except Exception as error:
@@ -216,17 +248,6 @@ def _failure(failed: Sequence[dict[str, Any]], shards: int) -> MmrepError:
     if "traceback" in first:
         error.add_note(first["traceback"])  # seen under --debug
     return error
-
-
-def _in_one_line(ray: Any, error: Exception) -> MmrepError:
-    cause = error.as_instanceof_cause() if isinstance(error, ray.exceptions.RayTaskError) else error
-    if isinstance(cause, OSError):
-        lines = [line for line in str(cause).splitlines() if line.strip()]
-        return DataError(f"a worker cannot read or write ({lines[-1].strip()})", fix="mend it and run the same again")
-    return DataError(
-        f"a Ray worker died {MOST_RETRIES} times ({type(error).__name__})",
-        fix="if memory ran out, give more --num-cpus to each; run the same again: finished shards are kept",
-    )
 
 
 @contextmanager

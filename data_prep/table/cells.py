@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.table.rows import Row
+from data_prep.table.cell import MAX_CELL_BYTES, Blob, Row
 from data_prep.table.sources import VALUES, Source
 from mmrep.data.decode import decode
 from mmrep.data.writer import npy_bytes
 from mmrep.errors import DataError
-
-MAX_FILE_BYTES = 512 * 1024 * 1024
-"""More than any file that `decode` accepts needs; looked at before a file is read."""
 
 
 def read_member(source: Source, row: Row, root: Path, image_size: int | None) -> tuple[str, bytes] | None:
@@ -34,28 +31,44 @@ def read_member(source: Source, row: Row, root: Path, image_size: int | None) ->
     Raises:
         DataError: If a cell cannot be used; ``where`` is its column.
     """
-    if not any(row.cells[column].strip() for column in source.columns):
+    if all(_is_empty(row, column) for column in source.columns):
         return None
     column = source.columns[0]
     if source.kind == VALUES:
         suffix, data = "npy", npy_bytes(_vector(source, row))
-    elif source.kind == "text":
-        suffix, data = "txt", row.cells[column].encode()
     else:
-        suffix, data = _read_file(row.cells[column].strip(), column, root)
+        suffix, data = _stored(source.kind, row, column, root)
     content = decode(source.stored_kind, suffix, data, column)
     if source.kind == "image" and image_size is not None and min(content.size) > image_size:
         suffix, data = _shrink(content, suffix, image_size)
     return source.prefix + suffix, data
 
 
+def _is_empty(row: Row, column: str) -> bool:
+    cell = row.cells[column]
+    return isinstance(cell, str) and not cell.strip()
+
+
+def _stored(kind: str, row: Row, column: str, root: Path) -> tuple[str, bytes]:
+    """Format and bytes: of the cell itself, or of the file that it names."""
+    cell = row.cells[column]
+    if kind == "text":
+        return "txt", cell.data if isinstance(cell, Blob) else cell.encode()
+    if isinstance(cell, Blob):
+        return cell.suffix, cell.data
+    return _read_file(cell.strip(), column, root)
+
+
 def _vector(source: Source, row: Row) -> np.ndarray:
     """float32 ``[number of columns]``; NaN where a cell is empty."""
     numbers = np.full(len(source.columns), np.nan, dtype=np.float32)
     for position, column in enumerate(source.columns):
-        if not (cell := row.cells[column].strip()):
-            continue
+        cell = row.cells[column]
         try:
+            if isinstance(cell, Blob):
+                raise ValueError("bytes")
+            if not cell.strip():
+                continue
             number = float(cell)
         except ValueError as error:
             raise DataError("not a number", where=column) from error
@@ -70,8 +83,8 @@ def _read_file(cell: str, column: str, root: Path) -> tuple[str, bytes]:
     try:
         if not path.is_file():
             raise DataError("no such file", where=column)
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"more than {MAX_FILE_BYTES} bytes", where=column)
+        if path.stat().st_size > MAX_CELL_BYTES:
+            raise DataError(f"more than {MAX_CELL_BYTES} bytes", where=column)
         return path.suffix.removeprefix(".").lower(), path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=column) from error

@@ -4,215 +4,218 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from data_prep.table.pack import Packing, ShardReport, pack_shards
-from data_prep.table.report import reasons, summary, write_rejects
-from data_prep.table.rows import Reject, SplitRule, plan_shards, read_table, straddling_groups
-from data_prep.table.sources import Source, parse_modality, parse_values, with_prefixes
+from data_prep.table.build_folder import BuildFolder
+from data_prep.table.cell import Reject
+from data_prep.table.files import check_columns, find_tables
+from data_prep.table.options import check, make_parser
+from data_prep.table.pack import Packer, Packing, ShardReport, load_report
+from data_prep.table.parquet_files import NAMES
+from data_prep.table.plan import Plan, ShardPlan, SplitRule, make_plan
+from data_prep.table.progress import follow
+from data_prep.table.report import in_order, reasons, summary, write_rejects
+from data_prep.table.sources import Source, with_prefixes
+from data_prep.table.spool import Spool, write_spool
+from data_prep.table.workers import WorkerKilledError, in_processes
+from mmrep.cli.ray_options import ray_settings
 from mmrep.data.build import build_index
-from mmrep.data.decode import KINDS
-from mmrep.data.index import Label, Modality, remove_arrays
-from mmrep.errors import ConfigError, DataError, MmrepError
-
-OWN_FILES = ("*.tar", "*.tar.part", "index.json", "index.json.part", "rejects.csv")
-"""What this command writes, and therefore may remove."""
+from mmrep.data.index import Label, Modality
+from mmrep.errors import DataError, MmrepError
+from mmrep.progress import progress
+from mmrep.ray_engine import map_shards
+from mmrep.stopping import Stopped, stopped_by_signals
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 when the shards are written, else 2 and one line on stderr."""
     try:
-        args = _parser().parse_args(argv)
-        _check(args)
-        print(_run(args))
+        args = make_parser().parse_args(argv)
+        check(args)
+        with stopped_by_signals():
+            print(_run(args))
     except (MmrepError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"stopped by {stop.name}; finished shards are kept, the same command goes on", file=sys.stderr)
+        return stop.exit_code
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.table", description="A CSV or TSV of paths and values -> shards."
-    )
-    add = parser.add_argument
-    add("--csv", type=Path, required=True, help="the table; its first row names the columns")
-    add("--out", type=Path, required=True, help="folder for the shards and their index.json")
-    for kind in KINDS:
-        holds = "the text itself" if kind == "text" else f"paths of {kind} files"
-        add(
-            f"--{kind}",
-            dest="sources",
-            action="append",
-            type=_source(kind),
-            metavar="COLUMN",
-            help=f"a column of {holds}",
-        )
-    add(
-        "--values",
-        dest="sources",
-        action="append",
-        type=parse_values,
-        metavar="NAME=COLUMN,...",
-        help="numbers, as one vector",
-    )
-    add(
-        "--modality",
-        dest="sources",
-        action="append",
-        type=parse_modality,
-        metavar="NAME=KIND:COLUMN",
-        help="one more modality",
-    )
-    add("--group-key", metavar="COLUMN", help="rows with equal values answer each other, and stay in one split")
-    add("--label-key", action="append", default=[], metavar="COLUMN", help="a column of classes (repeatable)")
-    add("--split", metavar="COLUMN", help="a column that names the split; else splits are drawn")
-    add("--val-fraction", type=float, metavar="F", help="0.1 unless told")
-    add("--test-fraction", type=float, metavar="F", help="0.1 unless told")
-    add("--root", type=Path, help="where relative paths begin (default: the table's folder)")
-    add("--image-size", type=int, metavar="N", help="shrink pictures until the shorter side has at most N pixels")
-    add("--samples-per-shard", type=int, default=1000, metavar="N", help="default 1000")
-    add(
-        "--max-rejects", type=float, default=0.1, metavar="F", help="fraction of rows that may be dropped (default 0.1)"
-    )
-    add("--seed", type=int, default=0, help="of the order and the splits")
-    add("--workers", type=int, default=2, help="processes (default 2)")
-    add("--overwrite", action="store_true", help="replace shards that this command wrote")
-    parser.set_defaults(sources=[])
-    return parser
-
-
-def _source(kind: str) -> Callable[[str], Source]:
-    return lambda column: Source(kind, kind, (column,))
-
-
-def _check(args: argparse.Namespace) -> None:
-    if args.split is not None and (args.val_fraction, args.test_fraction) != (None, None):
-        raise ConfigError("--split contradicts --val-fraction and --test-fraction", fix="give one or the other")
-    args.val_fraction = 0.1 if args.val_fraction is None else args.val_fraction
-    args.test_fraction = 0.1 if args.test_fraction is None else args.test_fraction
-    if min(args.val_fraction, args.test_fraction) < 0 or args.val_fraction + args.test_fraction >= 1:
-        raise ConfigError("--val-fraction and --test-fraction leave nothing to train on", fix="keep their sum below 1")
-    if not 0 <= args.max_rejects <= 1:
-        raise ConfigError(f"--max-rejects {args.max_rejects} is no fraction", fix="give a number from 0 to 1")
-    for option in ("samples_per_shard", "workers", "image_size"):
-        if (value := getattr(args, option)) is not None and value < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} is {value}", fix="give at least 1")
 
 
 def _run(args: argparse.Namespace) -> str:
     """Do the work; returns what to print."""
     sources = with_prefixes(args.sources)
-    out, part = _make_part(args.out.resolve(), args.overwrite)
-    try:
-        text = _build(args, sources, part)
-        _publish(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    if args.engine == "ray":
+        ray_settings(args)  # whether it can be
+    kept = _unique([args.group_key, *args.label_key])
+    columns = _unique([*(c for source in sources for c in source.columns), *kept, args.split])
+    tables = find_tables(args.table)
+    for path in tables:
+        check_columns(path, _uses(sources, [*kept, *([args.split] if args.split else [])]))
+    root = (args.root or tables[0].parent).absolute()
+    build = BuildFolder(args.out.resolve(), args.overwrite)
+    packing = Packing(
+        *(build.path, build.work, tuple(path.name for path in tables), tuple(columns), tuple(sources), root),
+        *(tuple(kept), tuple(args.label_key), args.image_size),
+    )
+    request = _request(args, packing, tables)
+    with build.opened(request):
+        try:
+            text = _build(args, packing, tables)
+            if _request(args, packing, tables) != request:
+                raise DataError("the table changed while it was read", where=tables[0].parent, fix="run it again")
+        except WorkerKilledError:
+            raise
+        except MmrepError:
+            build.remove()  # the next run would come to the same
+            raise
+        build.publish()
     return f"{text}\n\nnext: mmrep fit --config FILE.yaml --data.path {args.out}"
 
 
-def _build(args: argparse.Namespace, sources: Sequence[Source], part: Path) -> str:
-    kept = _unique([args.group_key, *args.label_key])
-    rows, rejects = read_table(
-        args.csv, _unique([*(c for source in sources for c in source.columns), *kept, args.split])
+def _uses(sources: Sequence[Source], names: Sequence[str]) -> dict[str, set[str]]:
+    """What each column is used as."""
+    uses: dict[str, set[str]] = {}
+    for source in sources:
+        for column in source.columns:
+            uses.setdefault(column, set()).add(source.kind)
+    for column in names:
+        uses.setdefault(column, set()).add(NAMES)
+    return uses
+
+
+def _request(args: argparse.Namespace, packing: Packing, tables: Sequence[Path]) -> dict[str, Any]:
+    """What decides on the bytes of the result; the files of a table count as the same while size and time are."""
+    names = (
+        "split",
+        "group_key",
+        "label_key",
+        "val_fraction",
+        "test_fraction",
+        "samples_per_shard",
+        "seed",
+        "image_size",
     )
-    total = len(rows) + len(rejects)
-    rule = SplitRule(args.split, args.group_key, args.val_fraction, args.test_fraction, args.seed)
-    plans, unplanned = plan_shards(rows, rule, args.samples_per_shard)
-    packing = Packing(part, tuple(sources), (args.root or args.csv.parent).absolute(), tuple(kept), args.image_size)
-    reports = pack_shards(plans, packing, args.workers)
-    rejects += unplanned + [reject for report in reports for reject in report.rejects]
-    _check_rejects(rejects, total, args)
-    write_rejects(part / "rejects.csv", rejects)
-    _write_index(args, sources, part, reports)
-    lines = [summary(reports, sources, rejects)]
-    if args.group_key and (straddling := straddling_groups(plans, args.group_key)):
-        lines.append(f"warning: {straddling} values of '{args.group_key}' are in more than one split")
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
+    return {
+        "table": [list(file) for file in files],
+        "sources": [asdict(source) for source in packing.sources],
+        "root": str(packing.root),
+        **{name: getattr(args, name) for name in names},
+    }
+
+
+def _build(args: argparse.Namespace, packing: Packing, tables: Sequence[Path]) -> str:
+    plan = Plan.load(packing.work) or _plan(args, packing, tables)
+    if not plan.total:
+        raise DataError("the table has no rows", where=tables[0], fix="it needs a header and at least one row")
+    _pack(args, packing, plan.shards)
+    reports = [(shard, _reported(packing, shard)) for shard in plan.shards]
+    rejects = plan.rejects + [reject for _, report in reports for reject in report.rejects]
+    _check_rejects(rejects, plan.total, args, tables)
+    write_rejects(packing.folder / "rejects.csv", rejects)
+    _write_index(args, packing, reports, tables)
+    lines = [summary(reports, packing.sources, rejects)]
+    if plan.straddling:
+        lines.append(f"warning: {plan.straddling} values of '{args.group_key}' are in more than one split")
     return "\n".join(lines)
+
+
+def _plan(args: argparse.Namespace, packing: Packing, tables: Sequence[Path]) -> Plan:
+    """Copy the tables that are not yet copied, and plan the shards."""
+    paths = [packing.spool_path(file) for file in range(len(tables))]
+    missing = [str(file) for file, path in enumerate(paths) if not path.is_file()]
+    copies = in_processes(partial(_copier, packing, tables), missing, min(args.workers, max(1, len(missing))))
+    with progress("reading the table", len(missing), "files") as advance:
+        for _ in copies:
+            advance(1)
+    rule = SplitRule(args.split, args.group_key, args.val_fraction, args.test_fraction, args.seed)
+    return make_plan(Spool(paths, packing.tables, packing.columns), rule, args.samples_per_shard, packing.work)
+
+
+def _copier(packing: Packing, tables: Sequence[Path]) -> Callable[[str], None]:
+    return lambda file: write_spool(tables[int(file)], packing.columns, packing.spool_path(int(file)))
+
+
+def _pack(args: argparse.Namespace, packing: Packing, plans: list[ShardPlan]) -> None:
+    """Write the shards that are not finished."""
+    todo = {plan.name: plan.size for plan in plans if load_report(packing, plan) is None}
+    if len(todo) < len(plans):
+        print(f"{len(plans) - len(todo)} of {len(plans)} shards were there", file=sys.stderr)
+    make = partial(Packer, packing, plans)
+    if args.engine == "ray":
+        done = map_shards(make, list(todo), ray_settings(args))
+    else:
+        done = in_processes(make, list(todo), min(args.workers, max(1, len(todo))))
+    for _ in follow(done, todo):
+        pass
+
+
+def _reported(packing: Packing, plan: ShardPlan) -> ShardReport:
+    report = load_report(packing, plan)
+    if report is None:
+        raise WorkerKilledError("a shard was damaged after it was written", where=plan.name, fix="run the same again")
+    return report
 
 
 def _unique(columns: Sequence[str | None]) -> list[str]:
     return list(dict.fromkeys(column for column in columns if column is not None))
 
 
-def _make_part(out: Path, overwrite: bool) -> tuple[Path, Path]:
-    """The output folder and an empty one beside it to build in.
-
-    Raises:
-        DataError: If either holds what must not be lost.
-    """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
-        raise DataError(
-            "the output folder is not empty", where=out, fix="give another --out, or --overwrite to replace shards"
-        )
-    part = out.with_name(out.name + ".part")
-    part.mkdir(parents=True, exist_ok=True)
-    _remove_own(part)  # what a killed run left
-    if any(part.iterdir()):
-        raise DataError("the folder to build in holds files of others", where=part, fix="move them away")
-    return out, part
-
-
-def _remove_own(folder: Path) -> None:
-    for pattern in OWN_FILES:
-        for path in folder.glob(pattern):
-            path.unlink()
-    remove_arrays(folder)
-
-
-def _publish(part: Path, out: Path) -> None:
-    """Put the whole result in place: by one rename, or file by file beside files of others, the index last."""
-    if out.is_dir():
-        _remove_own(out)
-    if not out.exists() or not any(out.iterdir()):
-        part.replace(out)
-        return
-    for path in sorted(part.iterdir(), key=lambda path: path.name == "index.json"):
-        path.replace(out / path.name)
-
-
-def _check_rejects(rejects: Sequence[Reject], total: int, args: argparse.Namespace) -> None:
+def _check_rejects(rejects: Sequence[Reject], total: int, args: argparse.Namespace, tables: Sequence[Path]) -> None:
     """Raises: DataError: If too many rows are rejects, or all of them."""
-    rejected = len({reject.row for reject in rejects})
+    rejected = len({(reject.file, reject.row) for reject in rejects})
     if rejected < total and rejected <= args.max_rejects * total:
         return
     reason, count = reasons(rejects)[0]
-    first = min(reject for reject in rejects if reject.reason.startswith(reason))
+    first = min((reject for reject in rejects if reject.reason.startswith(reason)), key=in_order)
     raise DataError(
         f"{rejected} of {total} rows are rejects; most often ({count}): {reason}, as in row {first.row}, "
         f"column '{first.column}': {first.value[:200]!r}",
-        where=args.csv,
+        where=tables[0].with_name(first.file) if first.file else tables[0],
         fix=f"mend them or allow more than --max-rejects {args.max_rejects}" if rejected < total else "no row is left",
     )
 
 
 def _write_index(
-    args: argparse.Namespace, sources: Sequence[Source], part: Path, reports: Sequence[ShardReport]
+    args: argparse.Namespace,
+    packing: Packing,
+    reports: Sequence[tuple[ShardPlan, ShardReport]],
+    tables: Sequence[Path],
 ) -> None:
     splits: dict[str, list[str]] = {}
-    for report in reports:
+    for plan, report in reports:
         if report.samples:
-            splits.setdefault(report.plan.split, []).append(report.plan.name)
-    with args.csv.open("rb") as file:
-        table = {"name": args.csv.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            splits.setdefault(plan.split, []).append(plan.name)
+    named = [{"name": path.name, "sha256": _sha256(path)} for path in tables]
+    table = {"table": named[0]} if len(named) == 1 else {"tables": named}
     build_index(
-        part,
-        {source.name: _modality(source, reports) for source in sources},
+        packing.folder,
+        {source.name: _modality(source, [report for _, report in reports]) for source in packing.sources},
         splits=splits,
         group_key=args.group_key,
         labels={
-            name: Label(sorted(set().union(*(report.kept[name] for report in reports)))) for name in args.label_key
+            name: Label(sorted(set().union(*(report.labels.get(name, ()) for _, report in reports))))
+            for name in args.label_key
         },
-        provenance={"command": "data_prep.table", "table": table, "seed": args.seed, "image_size": args.image_size},
+        provenance={"command": "data_prep.table", **table, "seed": args.seed, "image_size": args.image_size},
+        workers=args.workers,
     ).save()
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _modality(source: Source, reports: Sequence[ShardReport]) -> Modality:
-    extensions = sorted(set().union(*(report.extensions[source.name] for report in reports)))
+    extensions = sorted(set().union(*(report.extensions.get(source.name, ()) for report in reports)))
     if not extensions:
         raise DataError(f"no row has modality '{source.name}'", where=", ".join(source.columns), fix="leave it out")
     return Modality(tuple(extensions), source.stored_kind)

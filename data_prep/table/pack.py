@@ -1,106 +1,182 @@
-"""Planned shards -> tars, in worker processes.
+"""One planned shard -> a tar and its record.
 
-A shard depends on its rows alone, so the number of workers changes no byte.
+A shard depends on its rows alone, so nothing about the processes changes a byte. It is finished when both are there.
 """
 
 from __future__ import annotations
 
-import importlib
-import multiprocessing
+import hashlib
+import json
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data_prep.table.cell import Reject, Row, shown
 from data_prep.table.cells import read_member
-from data_prep.table.progress import follow
-from data_prep.table.rows import Reject, Row, ShardPlan
+from data_prep.table.plan import ROWS, ShardPlan
 from data_prep.table.sources import Source
+from data_prep.table.spool import Spool
 from mmrep.data.writer import write_shard
 from mmrep.errors import DataError
+from mmrep.files import replacing
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What all shards share: where they go, the modalities, the root of paths, the columns that the JSON keeps."""
+    """What all shards share.
+
+    Attributes:
+        folder: Where the tars go.
+        work: Where the plan, the copies of the tables and the records are.
+        tables: Names of the table's files.
+        columns: Of the copies.
+        sources: The modalities.
+        root: Where relative paths begin.
+        kept: Columns that the samples' JSON keeps.
+        labels: Those of them whose values the report lists.
+        image_size: Of shrunk pictures.
+    """
 
     folder: Path
+    work: Path
+    tables: tuple[str, ...]
+    columns: tuple[str, ...]
     sources: tuple[Source, ...]
     root: Path
     kept: tuple[str, ...]
+    labels: tuple[str, ...]
     image_size: int | None
+
+    def spool_path(self, file: int) -> Path:
+        """Where the copy of one file is."""
+        return self.work / f"table-{file:06d}.sqlite"
+
+    def record_path(self, shard: str) -> Path:
+        """Where the record of a finished shard is."""
+        return self.work / f"{shard}.json"
 
 
 @dataclass
 class ShardReport:
-    """What became of a planned shard: samples, rows with each modality, its extensions, values by kept column."""
+    """What became of a planned shard; its record.
 
-    plan: ShardPlan
+    Attributes:
+        samples: Those that are in it.
+        bytes, sha256: Of the tar; of none where all rows are rejects: then it is not written.
+        present: Samples that have a modality.
+        extensions: Of each modality.
+        labels: Values of each label.
+        rejects: Rows that are left out.
+    """
+
     samples: int = 0
-    present: Counter[str] = field(default_factory=Counter)
-    extensions: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    kept: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    bytes: int = 0
+    sha256: str = ""
+    present: dict[str, int] = field(default_factory=dict)
+    extensions: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
 
 
-def pack_shards(plans: Sequence[ShardPlan], packing: Packing, workers: int) -> list[ShardReport]:
-    """Write all shards; one whose rows are all rejects is not written.
+def load_report(packing: Packing, plan: ShardPlan) -> ShardReport | None:
+    """The record of a shard that is finished, and whose tar is as it was written; else None."""
+    path = packing.record_path(plan.name)
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    report = ShardReport(**content | {"rejects": [Reject(*found) for found in content["rejects"]]})
+    tar = packing.folder / plan.name
+    whole = _size_and_digest(tar) == (report.bytes, report.sha256) if report.samples else not tar.exists()
+    return report if whole else None
 
-    Raises:
-        DataError: If a worker process is killed.
+
+class Packer:
+    """Writes shards, one after the other.
+
+    Args:
+        packing: What they share.
+        plans: All of them.
     """
-    work, sizes = partial(_pack_shard, packing), [len(plan.rows) for plan in plans]
-    if workers == 1:
-        return list(follow(map(work, plans), sizes))
-    importlib.import_module("webdataset")  # seconds, once here instead of once in every fork
-    try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-            return list(follow(pool.map(work, plans), sizes))
-    except BrokenProcessPool as error:
-        raise DataError("a worker process was killed", fix="if memory ran out, try --workers 1") from error
+
+    def __init__(self, packing: Packing, plans: list[ShardPlan]) -> None:
+        self.packing, self.plans = packing, {plan.name: plan for plan in plans}
+        paths = [packing.spool_path(file) for file in range(len(packing.tables))]
+        self.spool = Spool(paths, packing.tables, packing.columns)
+        self.rows = np.load(packing.work / ROWS, mmap_mode="r", allow_pickle=False)
+
+    def __call__(self, name: str) -> str:
+        """Write one shard and its record; gives its name."""
+        plan, report = self.plans[name], ShardReport()
+        path = self.packing.folder / name
+        self.packing.record_path(name).unlink(missing_ok=True)
+        with replacing(path) as part:
+            report.samples = write_shard(part, self._samples(plan, report))
+            report.bytes, report.sha256 = _size_and_digest(part)
+        if not report.samples:
+            path.unlink()
+        for lists in (report.extensions, report.labels):
+            lists |= {key: sorted(set(values)) for key, values in lists.items()}
+        with replacing(self.packing.record_path(name)) as part:
+            part.write_text(json.dumps(asdict(report)), encoding="utf-8")
+        return name
+
+    def _samples(self, plan: ShardPlan, report: ShardReport) -> Iterator[dict[str, Any]]:
+        for file, place, number in self.rows[plan.start : plan.stop].tolist():
+            row = self.spool.row(file, place, number)
+            members, rejects = self._members(row)
+            report.rejects += rejects
+            if rejects:
+                continue
+            kept = self._kept(row)
+            _note(report, members, {column: kept[column] for column in self.packing.labels if column in kept})
+            record = {"row": row.place, "split": plan.split} | ({"file": row.file} if row.file else {}) | kept
+            yield {"__key__": f"{plan.split}-{row.number:08d}", "json": record} | dict(members.values())
+
+    def _members(self, row: Row) -> tuple[dict[str, tuple[str, bytes]], list[Reject]]:
+        """By modality (extension, content); and all that is wrong with the row, so that the user can mend it at once."""
+        members, rejects = {}, []
+        for source in self.packing.sources:
+            try:
+                if member := read_member(source, row, self.packing.root, self.packing.image_size):
+                    members[source.name] = member
+            except DataError as error:
+                reason = re.sub(r" <[^>]* at 0x[^>]*>", "", error.what)  # an address differs from run to run
+                rejects.append(_reject(row, str(error.where), reason))
+        rejects += [
+            _reject(row, c, "neither text nor number") for c in self.packing.kept if not isinstance(row.cells[c], str)
+        ]
+        if not members and not rejects:
+            rejects.append(Reject(row.place, "", "", "no modality", row.file))
+        return members, rejects
+
+    def _kept(self, row: Row) -> dict[str, str]:
+        cells = {column: row.cells[column] for column in self.packing.kept}
+        return {column: cell for column, cell in cells.items() if isinstance(cell, str) and cell.strip()}
 
 
-def _pack_shard(packing: Packing, plan: ShardPlan) -> ShardReport:
-    report = ShardReport(plan)
-    path = packing.folder / plan.name
-    report.samples = write_shard(path, _samples(packing, plan, report))
-    if not report.samples:
-        path.unlink()
-    return report
+def _reject(row: Row, column: str, reason: str) -> Reject:
+    return Reject(row.place, column, shown(row.cells[column]), reason, row.file)
 
 
-def _samples(packing: Packing, plan: ShardPlan, report: ShardReport) -> Iterator[dict[str, Any]]:
-    for row in plan.rows:
-        members, rejects = _members(packing, row)
-        report.rejects += rejects
-        if rejects:
-            continue
-        for name, (extension, _) in members.items():
-            report.present[name] += 1
-            report.extensions[name].add(extension)
-        kept = {column: row.cells[column] for column in packing.kept if row.cells[column].strip()}
-        for column, value in kept.items():
-            report.kept[column].add(value)
-        record = {"row": row.number, "split": plan.split} | kept
-        yield {"__key__": f"{plan.split}-{row.number:08d}", "json": record} | dict(members.values())
+def _note(report: ShardReport, members: dict[str, tuple[str, bytes]], labels: dict[str, str]) -> None:
+    for name, (extension, _) in members.items():
+        report.present[name] = report.present.get(name, 0) + 1
+        _add(report.extensions.setdefault(name, []), extension)
+    for column, value in labels.items():
+        _add(report.labels.setdefault(column, []), value)
 
 
-def _members(packing: Packing, row: Row) -> tuple[dict[str, tuple[str, bytes]], list[Reject]]:
-    """By modality (extension, content); and all that is wrong with the row, so that the user can mend it at once."""
-    members, rejects = {}, []
-    for source in packing.sources:
-        try:
-            if member := read_member(source, row, packing.root, packing.image_size):
-                members[source.name] = member
-        except DataError as error:
-            column = str(error.where)
-            reason = re.sub(r" <[^>]* at 0x[^>]*>", "", error.what)  # an address differs from run to run
-            rejects.append(Reject(row.number, column, row.cells[column], reason))
-    if not members and not rejects:
-        rejects.append(Reject(row.number, "", "", "no modality"))
-    return members, rejects
+def _add(values: list[str], value: str) -> None:
+    if value not in values:
+        values.append(value)
+
+
+def _size_and_digest(path: Path) -> tuple[int, str]:
+    if not path.is_file():
+        return -1, ""
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

@@ -369,7 +369,7 @@ def test_wrong_requests_answer_in_one_line(
     ("name", "content", "message"),
     [
         ("t.csv", None, "no such table"),
-        ("t.xlsx", b"a\n1\n", "ends in .csv or .tsv"),
+        ("t.xlsx", b"a\n1\n", "ends in .csv, .tsv, .jsonl, .parquet"),
         ("t.csv", b"", "the table has no rows"),
         ("t.csv", b"a\n", "the table has no rows"),
         ("t.csv", b"a,a\n1,2\n", "two columns are named 'a'"),

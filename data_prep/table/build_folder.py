@@ -1,0 +1,133 @@
+"""The folder beside the output where shards are built, and what of it an interrupted run may leave to the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmrep.data.index import remove_arrays
+from mmrep.errors import DataError
+from mmrep.files import replacing
+
+WORK = "unfinished"
+"""Below the folder: what is not part of the result. It goes before the result is put in place."""
+REQUEST = "request.json"
+OWN_FILES = ("*.tar", "*.tar.part", "*.tar.*.part", "index.json", "index.json.part", "rejects.csv")
+"""What this command writes, and therefore may remove."""
+SECONDS_FOR_ORPHANS = 5.0
+"""Until the workers of a killed run have noticed and are gone."""
+
+
+class BuildFolder:
+    """``OUT.part``: holds the result until it is whole.
+
+    Args:
+        out: The output folder.
+        overwrite: Whether shards in it may be replaced, and an interrupted run of something else be given up.
+    """
+
+    def __init__(self, out: Path, overwrite: bool) -> None:
+        self.out, self.overwrite = out, overwrite
+        self.path = out.with_name(out.name + ".part")
+        self.work = self.path / WORK
+
+    @contextmanager
+    def opened(self, request: dict[str, Any]) -> Iterator[None]:
+        """Take the folder, and what is in it if an interrupted run was asked for the very same.
+
+        Args:
+            request: What decides on the bytes of the result.
+
+        Raises:
+            DataError: If it, or the output folder, holds what must not be lost, or another run is using it.
+        """
+        if self.out.exists() and (not self.out.is_dir() or (any(self.out.iterdir()) and not self.overwrite)):
+            raise DataError(
+                "the output folder is not empty",
+                where=self.out,
+                fix="give another --out, or --overwrite to replace shards",
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path):
+            self._prepare(json.loads(json.dumps(request)))
+            yield
+
+    def publish(self) -> None:
+        """Put the whole result in place: by one rename, or file by file beside files of others, the index last."""
+        for left in self.path.glob("*.part"):  # of processes that were killed
+            left.unlink()
+        shutil.rmtree(self.work)
+        if self.out.is_dir():
+            _remove_own(self.out)
+        if not self.out.exists() or not any(self.out.iterdir()):
+            self.path.replace(self.out)
+            return
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == "index.json"):
+            path.replace(self.out / path.name)
+        self.path.rmdir()
+
+    def remove(self) -> None:
+        """Give up what was built."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _prepare(self, request: dict[str, Any]) -> None:
+        before = _read_request(self.work / REQUEST)
+        if before == request:
+            return
+        if before is not None and not self.overwrite:
+            differing = next(name for name in request if before.get(name) != request[name])
+            raise DataError(
+                f"an interrupted run was asked for something else (another {differing})",
+                where=self.path,
+                fix="run it again as it was, or --overwrite to begin anew, or remove the folder",
+            )
+        shutil.rmtree(self.work, ignore_errors=True)
+        _remove_own(self.path)
+        if any(self.path.iterdir()):
+            raise DataError("the folder to build in holds files of others", where=self.path, fix="move them away")
+        self.work.mkdir()
+        with replacing(self.work / REQUEST) as part:
+            part.write_text(json.dumps(request), encoding="utf-8")
+
+
+def _read_request(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out. Forked workers hold the lock too, so that none of a killed run still writes here."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + SECONDS_FOR_ORPHANS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise DataError(
+                        "another run is building here", where=folder, fix="wait for it, or give another --out"
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_own(folder: Path) -> None:
+    for pattern in OWN_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
+    remove_arrays(folder)

@@ -1,0 +1,221 @@
+"""Rows of Parquet, a few at a time: bytes, {bytes, path}, lists of numbers, texts and numbers.
+
+Nothing is unpickled: an extension type counts as what it is stored as. Memory: of each column that is read one page (whose
+size its header says, at most 2 GiB; writers choose about 1 MiB) and its dictionary, and ``ROWS_AT_ONCE`` cells. A page of a
+dictionary that says "the same ten million times" is therefore not spread out at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.table.cell import Cell, Reject, Row, array_blob, cell_of
+from data_prep.table.sources import VALUES
+from mmrep.errors import ConfigError, DataError
+
+ROWS_AT_ONCE = 16
+BUFFER_BYTES = 1 << 20
+"""Of a column chunk that are read at a time."""
+NAMES = "names"
+"""The use of a column of splits, groups or labels."""
+TAKEN_BY: dict[str, frozenset[str]] = {
+    "text": frozenset({"image", "audio", "array", "text", VALUES, NAMES}),
+    "number": frozenset({"text", VALUES, NAMES}),
+    "time": frozenset({"text", NAMES}),
+    "bytes": frozenset({"image", "audio", "array", "text"}),
+    "{bytes, path}": frozenset({"image", "audio"}),
+    "list of numbers": frozenset({"array"}),
+}
+"""What a column of a type can be used as."""
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """The names of a file's columns.
+
+    Raises:
+        DataError: If it is no Parquet.
+    """
+    with _reading(path):
+        names: list[str] = _open(path).schema_arrow.names
+        return names
+
+
+def check_types(path: Path, uses: Mapping[str, set[str]]) -> None:
+    """Refuse a column that cannot be what it is asked for.
+
+    Args:
+        path: The file.
+        uses: Column -> kinds of modalities, or `NAMES`.
+
+    Raises:
+        ConfigError: With the first such column.
+    """
+    with _reading(path):
+        schema = _open(path).schema_arrow
+    for column, kinds in uses.items():
+        stored = schema.field(column).type
+        kind = _kind(stored)
+        if kind is None or not kinds <= TAKEN_BY[kind]:
+            wanted = ", ".join(sorted(kinds - TAKEN_BY.get(kind or "", frozenset())))
+            raise ConfigError(
+                f"column '{column}' holds {str(stored)[:80]}, which is no {wanted}",
+                where=path,
+                fix="see docs/corpus_scale.md for what each option takes",
+            )
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Reject]:
+    """The rows in order.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    number = 0
+    for batch in _batches(path, columns):
+        converted = [_cells(batch.column(place)) for place in range(len(columns))]
+        for place in range(batch.num_rows):
+            cells = {column: converted[at][place] for at, column in enumerate(columns)}
+            yield _row(path.name, number, cells)
+            number += 1
+
+
+def _row(name: str, number: int, cells: dict[str, Cell | DataError]) -> Row | Reject:
+    good: dict[str, Cell] = {}
+    for column, cell in cells.items():
+        if isinstance(cell, DataError):
+            return Reject(number, column, "", cell.what, name)
+        good[column] = cell
+    return Row(number, good, name, number)
+
+
+def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    with _reading(path):
+        # A buffer makes pyarrow read a column chunk in parts. Threads would read row groups ahead.
+        batches = _open(path).iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns), use_threads=False)
+    while True:
+        with _reading(path):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch = batch.select(list(columns))
+        yield batch
+
+
+def _cells(column: Any) -> list[Cell | DataError]:
+    import pyarrow as pa
+
+    shape = getattr(column.type, "shape", None)  # of a fixed-shape tensor
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    if _kind(column.type) == "list of numbers":
+        return [_tried(_array, value, shape) for value in column]
+    return [_tried(_plain, value) for value in column]
+
+
+def _tried(convert: Any, *arguments: Any) -> Cell | DataError:
+    try:
+        cell: Cell = convert(*arguments)
+        return cell
+    except DataError as error:
+        return error
+    except (ValueError, OverflowError) as error:  # a time beyond Python's
+        return DataError(f"cannot be read ({str(error).splitlines()[0]})")
+
+
+def _plain(value: Any) -> Cell:
+    return cell_of(value.as_py())
+
+
+def _array(value: Any, shape: Sequence[int] | None) -> Cell:
+    """Lists of one length each become an array ``[n, ...]``."""
+    if not value.is_valid:
+        return ""
+    numbers, sizes = value.values, [len(value.values)]
+    while _is_list(numbers.type):
+        lengths = {len(part) if part is not None else -1 for part in numbers}
+        if len(lengths) > 1 or lengths == {-1} or numbers.null_count:
+            raise DataError("a list whose parts differ in length")
+        sizes.append(lengths.pop() if lengths else 0)
+        numbers = numbers.flatten()
+    if numbers.null_count:
+        raise DataError("a list with an empty place")
+    array: np.ndarray = numbers.to_numpy(zero_copy_only=False).reshape(shape or sizes)
+    return array_blob(array)
+
+
+def _kind(stored: Any) -> str | None:
+    """A key of `TAKEN_BY`."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if isinstance(stored, pa.BaseExtensionType):
+        return _kind(stored.storage_type)
+    if types.is_dictionary(stored):
+        return _kind(stored.value_type)
+    if (
+        types.is_string(stored)
+        or types.is_large_string(stored)
+        or types.is_string_view(stored)
+        or types.is_null(stored)
+    ):
+        return "text"
+    if types.is_boolean(stored) or types.is_integer(stored) or types.is_floating(stored) or types.is_decimal(stored):
+        return "number"
+    if types.is_temporal(stored):
+        return "time"
+    if _is_bytes(stored):
+        return "bytes"
+    if types.is_struct(stored) and {"bytes", "path"} <= {field.name for field in stored}:
+        return "{bytes, path}"
+    if _is_list(stored):
+        inner = stored.value_type
+        return "list of numbers" if (_is_list(inner) and _kind(inner)) or _is_number(inner) else None
+    return None
+
+
+def _is_bytes(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(
+        types.is_binary(stored)
+        or types.is_large_binary(stored)
+        or types.is_fixed_size_binary(stored)
+        or types.is_binary_view(stored)
+    )
+
+
+def _is_list(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored))
+
+
+def _is_number(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_boolean(stored) or types.is_integer(stored) or types.is_floating(stored))
+
+
+def _open(path: Path) -> Any:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ConfigError("Parquet needs pyarrow", fix="pip install 'mmrep[search]'") from error
+    return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What a broken file raises, in one line. pyarrow's errors are ValueErrors, OSErrors, KeyErrors and MemoryErrors."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"the table cannot be read ({reason[:160]})", where=path, fix="write it anew, as Parquet"
+        ) from error
