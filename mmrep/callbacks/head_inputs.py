@@ -40,6 +40,8 @@ class HeadInputs:
         """Begin to watch."""
         self.detach()
         self._handle = self.encoder.head.register_forward_pre_hook(self._watch)
+        if self.encoder._compiled_call_impl is not None:
+            torch.compiler.reset()  # what was compiled before, for an encoder of this class, does not know of it
 
     def detach(self) -> None:
         """Stop watching."""
@@ -68,6 +70,7 @@ class HeadInputs:
         rows = torch.cat(parts)[self._skip : self._skip + self._wanted].float()
         return rows.unflatten(0, (len(batch), -1))[:, 0] if len(batch) else rows
 
+    @torch.compiler.disable  # a compiled encoder breaks its graph here; traced, each new count would compile it anew
     def _watch(self, head: Any, inputs: tuple[Tensor, ...]) -> None:
         if self._seen < self._skip + self._wanted:
             self._parts.append(inputs[0].detach())

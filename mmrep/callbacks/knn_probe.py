@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from mmrep.callbacks.evaluation import EvaluationCallback
 from mmrep.callbacks.labelled_features import labelled_features
@@ -17,6 +18,7 @@ from mmrep.evaluation.clip_benchmark import ClipBenchmark
 from mmrep.evaluation.knn import TEMPERATURE, knn_votes
 from mmrep.evaluation.probe import Labelled
 from mmrep.evaluation.prompts import only_of
+from mmrep.evaluation.ranks import in_blocks
 from mmrep.model import MultimodalModel
 from mmrep.ops.gather import gather_rows, sum_over_ranks
 
@@ -125,11 +127,8 @@ class KNNProbe(EvaluationCallback):
             MmrepError: If a split has nothing to probe, or features are not finite; on all ranks.
         """
         encoder, index = model.eval().by_modality[self.modality], self._index()
-        bank, asking = (
-            self._share(encoder, index, split, most)
-            for split, most in ((self.bank_split, self.max_bank), (self.split, None))
-        )
-        bank = Labelled(gather_rows(bank.features), gather_rows(bank.classes))
+        bank = self._gathered(*self._share(encoder, index, self.bank_split, self.max_bank))
+        asking, _ = self._share(encoder, index, self.split, None)
         broken = ~torch.cat([bank.features, asking.features]).isfinite().all(dim=1)
         right = self._count_right(bank, asking) if len(bank.classes) else asking.classes.new_zeros(2)
         counts = torch.cat([right, broken.sum()[None], right.new_tensor([len(asking.classes)])])
@@ -144,15 +143,22 @@ class KNNProbe(EvaluationCallback):
         shares = {"acc1": first / n, "acc5": five / n}
         return {name: shares[name] for name in self.figures()}
 
-    def _count_right(self, bank: Labelled, asking: Labelled) -> torch.Tensor:
+    def _count_right(self, bank: Labelled, asking: Labelled) -> Tensor:
         """How many of this rank's queries have their class first, and among the first five that anybody votes for."""
-        k = min(self.k, len(bank.classes))
-        votes = knn_votes(bank, asking.features, len(self.classes), [k], self.temperature)[k]
+        k, n = min(self.k, len(bank.classes)), len(asking.classes)
+        rows = asking.features[in_blocks(torch.arange(n, device=asking.classes.device))]
+        votes = knn_votes(bank, rows, len(self.classes), [k], self.temperature)[k][:n]
         most, which = votes.topk(min(5, votes.shape[1]), dim=1)
         first = votes.argmax(dim=1) == asking.classes
         return torch.stack([first.sum(), ((which == asking.classes[:, None]) & (most > 0)).sum()])
 
-    def _share(self, encoder: Encoder, index: Index, split: str, most: int | None) -> Labelled:
+    @staticmethod
+    def _gathered(mine: Labelled, places: Tensor) -> Labelled:
+        """The bank of all ranks in the order of its samples: of equal cosines the first ones vote, on any number of ranks."""
+        order = gather_rows(places).argsort()
+        return Labelled(gather_rows(mine.features)[order], gather_rows(mine.classes)[order])
+
+    def _share(self, encoder: Encoder, index: Index, split: str, most: int | None) -> tuple[Labelled, Tensor]:
         assert self.label is not None, "known since it was set up"
         sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
         return labelled_features(encoder, index, split, self.modality, self.label, **sizes, most=most)

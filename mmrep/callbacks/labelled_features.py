@@ -46,8 +46,8 @@ def labelled_features(
     batch_size: int = 256,
     num_workers: int = 0,
     most: int | None = None,
-) -> Labelled:
-    """This rank's share of a split: features of the backbone in fp32, on its device, and classes.
+) -> tuple[Labelled, Tensor]:
+    """This rank's share of a split: features of the backbone in fp32, on its device, with classes; and their places in it.
 
     Args:
         encoder: In evaluation mode.
@@ -64,10 +64,13 @@ def labelled_features(
     dataset = ShardDataset(samples, {modality: encoder}, plan=plan)
     features = [torch.zeros(0, encoder.feature_dim, device=device)]
     classes = [torch.zeros(0, dtype=torch.int64, device=device)]
-    for batch in make_loader(dataset, {modality: encoder}, num_workers=num_workers, rank=rank(), world=world_size()):
+    places = [torch.zeros(0, dtype=torch.int64, device=device)]
+    loader = make_loader(dataset, {modality: encoder}, num_workers=num_workers, rank=rank(), world=world_size())
+    for number, batch in enumerate(loader):
         known, inputs = batch.present[modality] & (batch.labels[label] >= 0), batch.inputs[modality]
         assert isinstance(inputs, Tensor), "in evaluation a sample comes once"
         if bool(known.any()):
             features.append(encoder.features(inputs[known].to(device)).float())
             classes.append(batch.labels[label][known].to(device))
-    return Labelled(torch.cat(features), torch.cat(classes))
+            places.append((number * world_size() + rank()) * batch_size + known.nonzero()[:, 0].to(device))
+    return Labelled(torch.cat(features), torch.cat(classes)), torch.cat(places)

@@ -22,7 +22,7 @@ def check_monitor(trainer: pl.Trainer, monitor: str, where: str) -> None:
     """
     known = [name for callback in evaluation_callbacks(trainer) for name in callback.logged_names()]
     if monitor.startswith(PREFIX) and monitor not in known:
-        raise ConfigError(f"no callback logs '{monitor}'", where=where, fix=did_you_mean(monitor, known))
+        raise ConfigError(f"no callback logs '{monitor}'", where=where, fix=_advice(monitor, known))
 
 
 def is_due(trainer: pl.Trainer, monitor: str) -> bool:
