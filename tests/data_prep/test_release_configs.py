@@ -79,6 +79,10 @@ CASES: dict[str, tuple[Callable[[list[str]], int], Callable[[Path], list[str]], 
 }
 
 
+for release in ("symile_m3", "symile_mimic"):
+    CASES[f"{release}/clip"] = CASES[f"{release}/symile"]
+
+
 class ParseOnly(TrainCLI):
     """Parses, and builds nothing."""
 
@@ -114,6 +118,18 @@ def test_config_is_accepted_as_it_is(case: str) -> None:
         } == encoder["init_args"]
 
 
+@pytest.mark.parametrize("release", ["symile_m3", "symile_mimic"])
+def test_symile_and_clip_are_compared_with_equal_encoders_and_data(release: str) -> None:
+    symile, clip = (
+        yaml.safe_load((ROOT / f"configs/{release}/{name}.yaml").read_text()) for name in ("symile", "clip")
+    )
+    assert all(symile[key] == clip[key] for key in ("data", "trainer", "seed_everything"))
+    mine, rival = symile["model"]["init_args"], clip["model"]["init_args"]
+    assert math.log(rival["init_temperature"]) == pytest.approx(-mine["init_logit_scale"], abs=1e-4)
+    own = {"negatives", "init_logit_scale", "reduction", "init_temperature"}
+    assert {k: v for k, v in mine.items() if k not in own} == {k: v for k, v in rival.items() if k not in own}
+
+
 @pytest.mark.parametrize("case", ["symile_mimic/symile", "cmu_mosei/modality_pairwise"])
 def test_config_without_pretrained_towers_builds_its_model(case: str) -> None:
     given = yaml.safe_load((ROOT / "configs" / f"{case}.yaml").read_text())["model"]["init_args"]
@@ -139,7 +155,7 @@ def test_config_trains_on_a_small_release(case: str, tmp_path: Path, capsys: pyt
         "model": {
             "class_path": yaml.safe_load(path.read_text())["model"]["class_path"],
             "init_args": {"embed_dim": 16, "encoders": encoders, "warmup_steps": 0}
-            | ({"freeze": None} if case == "symile_m3/symile" else {}),
+            | ({"freeze": None} if case.startswith("symile_m3/") else {}),
         },
         "data": {"path": str(out), "global_batch_size": 4, "num_workers": 0},
         "trainer": {"accelerator": "cpu", "precision": "32-true", "max_steps": 2, "check_val_every_n_epoch": 1},
@@ -157,7 +173,7 @@ def test_config_trains_on_a_small_release(case: str, tmp_path: Path, capsys: pyt
 
 def _judge(case: str, run: Path, data: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--checkpoint", str(run), "--data", str(data), "--split", "test", "--out", str(out)]
-    if case == "symile_mimic/symile":
+    if case.startswith("symile_mimic/"):
         assert candidates.main(words) == 0
         figures = json.loads(out.read_text())
         assert (figures["queries"], figures["chance"]) == (12, pytest.approx(0.1)) and 0 <= figures["accuracy"] <= 1
@@ -173,6 +189,7 @@ def _judge(case: str, run: Path, data: Path, out: Path, capsys: pytest.CaptureFi
         "clotho/clap": {"text->audio": (20, 4), "audio->text": (4, 20)},
         "audiocaps/clap": {"text->audio": (15, 3), "audio->text": (3, 15)},
         "symile_m3/symile": {"audio+text->image": (6, 6)},
+        "symile_m3/clip": {"audio+text->image": (6, 6)},
     }[case]
     for name, counts in expected.items():
         assert (directions[name]["queries"], directions[name]["candidates"]) == counts
