@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +18,14 @@ MAX_CELL_BYTES = 512 * 1024 * 1024
 """More than any member that `mmrep.data.decode` accepts needs."""
 
 
-class Blob(NamedTuple):
+@dataclass(frozen=True)
+class Blob:
     """Bytes that stand in the table itself. The format is known by its first bytes, or by the name that came with them."""
 
     data: bytes
     suffix: str
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         return hashlib.blake2b(self.data, digest_size=16).digest()
 

@@ -133,14 +133,18 @@ def _plain(value: Any) -> Cell:
 
 def _array(value: Any, shape: Sequence[int] | None) -> Cell:
     """Lists of one length each become an array ``[n, ...]``."""
+    from pyarrow import compute
+
     if not value.is_valid:
         return ""
     numbers, sizes = value.values, [len(value.values)]
     while _is_list(numbers.type):
-        lengths = {len(part) if part is not None else -1 for part in numbers}
-        if len(lengths) > 1 or lengths == {-1} or numbers.null_count:
+        lengths = compute.unique(
+            compute.list_value_length(numbers)
+        ).to_pylist()  # none of an empty list, None of a null
+        if len(lengths) > 1 or None in lengths:
             raise DataError("a list whose parts differ in length")
-        sizes.append(lengths.pop() if lengths else 0)
+        sizes.append(lengths[0] if lengths else 0)
         numbers = numbers.flatten()
     if numbers.null_count:
         raise DataError("a list with an empty place")
