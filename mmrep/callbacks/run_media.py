@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 from mmrep.callbacks.wandb_logger import OfflineSafeWandbLogger
 from mmrep.data.dataset import ShardDataset, make_loader
-from mmrep.data.html_page import write_page
+from mmrep.data.html_page import table, write_page
 from mmrep.data.reader import Samples
 from mmrep.errors import MmrepError
 from mmrep.evaluation.embeddings import embed_loader
@@ -62,11 +62,13 @@ class RunMedia(pl.Callback):
         retrieved: Mapping[str, Mapping[str, Any]] = getattr(pl_module, "retrieved", {})
         if trainer.sanity_checking or not retrieved:
             return
+        shown = [(name, *retrieval_cells(figures)) for name, figures in retrieved.items()]
         for logger in trainer.loggers:
             if isinstance(logger, OfflineSafeWandbLogger):
-                logger.log_media("val/retrieval", lambda: wandb_table(retrieved))
+                rows = [[name, *(figures[column] for column in COLUMNS)] for name, figures in retrieved.items()]
+                logger.log_table("val/retrieval", ("direction", *COLUMNS), rows, table(HEADINGS, shown, (0,)))
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("val/retrieval", markdown_table(retrieved), trainer.global_step)
+                logger.experiment.add_text("val/retrieval", markdown(HEADINGS, shown), trainer.global_step)
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,22 +84,12 @@ class RunMedia(pl.Callback):
             rank_zero_warn(f"no page of examples: {error}")
             return
         for logger in loggers:
-            logger.log_media("examples", lambda: _wandb_page(page))
+            logger.log_page("examples", page.read_text(encoding="utf-8"))
 
 
-def wandb_table(retrieved: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A `wandb.Table`, a direction a row."""
-    import wandb
-
-    rows = [[direction, *(figures[name] for name in COLUMNS)] for direction, figures in retrieved.items()]
-    return wandb.Table(columns=["direction", *COLUMNS], data=rows)
-
-
-def markdown_table(retrieved: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of `mmrep eval retrieval` as Markdown."""
-    rows = [HEADINGS, ["---"] * len(HEADINGS)]
-    rows += [(direction, *retrieval_cells(figures)) for direction, figures in retrieved.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows))
 
 
 @torch.inference_mode()
@@ -133,9 +125,3 @@ def _validated(trainer: pl.Trainer) -> list[Samples]:
     """What the data module validates on; nothing where it does not, or is another one."""
     module = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
     return module.validated() if hasattr(module, "validated") else []
-
-
-def _wandb_page(path: Path) -> Any:
-    import wandb
-
-    return wandb.Html(path.read_text(encoding="utf-8"), inject=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch.nn.utils import get_total_norm
 
 from mmrep.callbacks.clock_profiler import ClockProfiler
@@ -113,8 +114,14 @@ class Throughput(pl.Callback):
         )
         self.report["peak_memory_bytes"] = {name: [round(value) for value in columns[name]] for name in memory}
         if self.path is not None and trainer.is_global_zero:  # type: ignore[attr-defined]  # set by a connector
-            with replacing(self.path) as part:
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        try:
+            with replacing(path) as part:
                 part.write_text(json.dumps(self.report, indent=1) + "\n")
+        except OSError as error:  # a full disk at the end takes no model with it
+            rank_zero_warn(f"the throughput report cannot be written ({error.strerror}) [{path}]")
 
     def _totals(self, trainer: pl.Trainer, pace: Pace) -> Totals:
         """Of this rank, since the run or the time after its first steps began; waits for the GPU."""

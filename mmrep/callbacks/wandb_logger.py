@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from mmrep.files import replacing
 ID_FILE = "wandb_run_id.txt"
 """In the run folder: a run that goes on is the same run at wandb."""
 TIMEOUTS = {"init_timeout": 20.0, "finish_timeout": 60.0, "login_timeout": 20.0}
-"""Seconds that wandb may take to begin a run, and to send what is left at its end. ``WANDB_INIT_TIMEOUT`` and the like go
-before."""
+"""Seconds that wandb may take to begin a run, to send what is left at its end, and to ask for a key on a terminal.
+``WANDB_INIT_TIMEOUT`` and the like go before."""
+
+PATIENCE = 2.0
+"""Seconds that the training waits for a table to be sent; after that it goes on, and the table is sent beside it."""
 
 
 class OfflineSafeWandbLogger(WandbLogger):
@@ -34,7 +39,9 @@ class OfflineSafeWandbLogger(WandbLogger):
     def __init__(self, folder: Path, project: str) -> None:
         self.folder = folder
         self._warned = False
+        self._sender: threading.Thread | None = None
         super().__init__(name=folder.name, project=project, save_dir=folder)
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it, even where it is not used
 
     @property
     def experiment(self) -> Any:
@@ -58,15 +65,54 @@ class OfflineSafeWandbLogger(WandbLogger):
         self._surviving(lambda: self.experiment.config.update(config, allow_val_change=True))
 
     @rank_zero_only
-    def log_media(self, name: str, make: Callable[[], Any]) -> None:
-        """A table or a page: what ``make`` gives."""
-        self._surviving(lambda: self.experiment.log({name: make()}))
+    def log_page(self, name: str, html: str) -> None:
+        """A page of HTML."""
+        self._surviving(lambda: self._log_html(name, html))
+
+    @rank_zero_only
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], html: str) -> None:
+        """A `wandb.Table`, or ``html`` in its place: for a table wandb asks its server first, and may wait for it.
+
+        Args:
+            name: Under which it is shown.
+            columns: Names.
+            rows: Values.
+            html: The same as a page.
+        """
+
+        def send() -> None:
+            import wandb
+
+            try:
+                self.experiment.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+            except Exception:
+                self._surviving(lambda: self._log_html(name, html))
+
+        if self._waits(0):
+            self.log_page(name, html)
+            return
+        self._sent, self._sender = (name, html), threading.Thread(target=send, daemon=True)
+        self._sender.start()
+        self._waits()
+
+    def _waits(self, patience: float = PATIENCE) -> bool:
+        """Whether a table is still on its way, after so many seconds."""
+        if self._sender is not None:
+            self._sender.join(patience)
+        return self._sender is not None and self._sender.is_alive()
+
+    def _log_html(self, name: str, html: str) -> None:
+        import wandb
+
+        self.experiment.log({name: wandb.Html(html, inject=False)})
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Send what is left, but no longer than the time-out."""
         if self._experiment is not None:
             run: Any = self._experiment
+            if self._waits():
+                self._surviving(lambda: self._log_html(*self._sent))
             self._surviving(lambda: run.finish(exit_code=0 if status == "success" else 1))
             self._experiment = None
 
@@ -76,20 +122,13 @@ class OfflineSafeWandbLogger(WandbLogger):
         self._wandb_init["id"] = self._id = self._run_id()
         timeouts = {name: value for name, value in TIMEOUTS.items() if f"WANDB_{name.upper()}" not in os.environ}
         settings = wandb.Settings(**timeouts)
-        if not _goes_online() or self._has_key(wandb):
-            try:
-                return wandb.init(**self._wandb_init, settings=settings)
-            except Exception as error:
-                self._warn(f"wandb cannot be reached ({_first_line(error)})")
+        try:
+            return wandb.init(**self._wandb_init, settings=settings)
+        except Exception as error:
+            self._warn(f"wandb cannot be reached ({_first_line(error)})")
+            with suppress(Exception):
                 wandb.teardown()  # a run that did not begin would hold its id
         return wandb.init(**self._wandb_init, settings=settings, mode="offline")
-
-    def _has_key(self, wandb: Any) -> bool:
-        """Whether wandb knows who logs: without, it would ask, or refuse."""
-        if wandb.api.api_key:
-            return True
-        self._warn("wandb has no API key: use `wandb login`, or WANDB_API_KEY")
-        return False
 
     def _run_id(self) -> str:
         path = self.folder / ID_FILE
@@ -109,10 +148,6 @@ class OfflineSafeWandbLogger(WandbLogger):
             folder = self.folder / "wandb"
             rank_zero_warn(f"{what}; the run goes on, afterwards: wandb sync {folder}/*run-*")
         self._warned = True
-
-
-def _goes_online() -> bool:
-    return os.environ.get("WANDB_MODE", "online") in ("online", "run", "shared")
 
 
 def _first_line(error: Exception) -> str:
