@@ -73,8 +73,13 @@ def _blocks(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
         inner = list(_blocks(child, f"{path}."))
         if inner:
             yield from inner
-        elif is_sequence(network) and any(True for _ in child.children()) and any(True for _ in child.parameters()):
+        elif is_sequence(network) and _has_layers(child):
             yield path, child
+
+
+def _has_layers(module: nn.Module) -> bool:
+    """Whether a module is made of layers with weights; a linear layer with peft's adapters is still one layer."""
+    return not hasattr(module, "get_base_layer") and any(list(child.parameters()) for child in module.children())
 
 
 def _refuse_statistics(name: str, block: nn.Module) -> None:
