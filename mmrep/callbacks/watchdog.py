@@ -75,6 +75,9 @@ class Watchdog(Callback):
             self.leave()
             return
         self._noticed.set()
+        self._exit = threading.Timer(WAY_OUT, os._exit, [2])  # before any word to the store, which may be cut off
+        self._exit.daemon = True
+        self._exit.start()
         if is_of_other_ranks(exception):
             self._find_out(exception)
         else:

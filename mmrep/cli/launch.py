@@ -19,14 +19,28 @@ class Launch:
         rank: Its number over all nodes.
         nodes: How many there are.
         per_node: Processes on each of them.
-        restarts: How often the launcher has started the whole run again.
+        repeated: Whether the launcher has started this command before, or will do so when it fails.
     """
 
     by: str
     rank: int
     nodes: int
     per_node: int
-    restarts: int
+    repeated: bool
+
+    @property
+    def world(self) -> int:
+        """All processes."""
+        return self.nodes * self.per_node
+
+    def meeting_place(self) -> tuple[str, int]:
+        """Address and port at which the processes make their group."""
+        if self.by == "srun":
+            from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+            slurm = SLURMEnvironment(auto_requeue=False)
+            return slurm.main_address, slurm.main_port
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
     def trainer_options(self, asked: Any, folder: Path) -> dict[str, Any]:
         """What Lightning must be told of the launch, so that the user need not say it twice.
@@ -66,12 +80,20 @@ def launched() -> Launch | None:
     """The launch of this process; None where nobody but the user, or Lightning itself, started it.
 
     Raises:
-        ConfigError: If the nodes have unequal numbers of processes, which Lightning cannot train on.
+        ConfigError: If the nodes have unequal numbers of processes, which Lightning cannot train on, or if torchrun's restarts
+            can hang.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # first, since torchrun may itself be started by srun
-        return _launch("torchrun", "RANK", "WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+        repeated = _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
+        if repeated and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # pytorch issue 135712: the store outlives a restart, and with it what the processes of before wrote into it.
+            raise ConfigError(
+                "torchrun --max-restarts keeps the addresses of processes that are gone, and the new ones may wait for those",
+                fix="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node, with --rdzv-backend c10d",
+            )
+        return _launch("torchrun", "RANK", "WORLD_SIZE", "GROUP_WORLD_SIZE", repeated)
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        return _launch("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_RESTART_COUNT")
+        return _launch("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NNODES", _number("SLURM_RESTART_COUNT", 0) > 0)
     return None
 
 
@@ -83,7 +105,7 @@ def is_first() -> bool:
     return not _number("LOCAL_RANK", 0) and not _number("NODE_RANK", _number("GROUP_RANK", 0))
 
 
-def _launch(by: str, rank: str, world: str, nodes: str, restarts: str) -> Launch:
+def _launch(by: str, rank: str, world: str, nodes: str, repeated: bool) -> Launch:
     per_node, rest = divmod(_number(world, 1), _number(nodes, 1))
     local = _number("LOCAL_WORLD_SIZE", per_node) if by == "torchrun" else per_node
     if rest or local != per_node:
@@ -91,7 +113,7 @@ def _launch(by: str, rank: str, world: str, nodes: str, restarts: str) -> Launch
             f"{by} started {_number(world, 1)} processes on {_number(nodes, 1)} nodes, unequally many",
             fix="start as many on each: --nproc-per-node of torchrun, --ntasks-per-node of sbatch",
         )
-    return Launch(by, _number(rank, 0), _number(nodes, 1), per_node, _number(restarts, 0))
+    return Launch(by, _number(rank, 0), _number(nodes, 1), per_node, repeated)
 
 
 def _number(name: str, default: int) -> int:

@@ -48,11 +48,11 @@ class RunFolder:
                 "--overwrite would remove the checkpoint to go on from", where=self.path, fix="leave it out"
             )
         launch = launched()
-        if overwrite and launch is not None and launch.restarts:
+        if overwrite and launch is not None and launch.repeated:
             raise ConfigError(
-                f"{launch.by} starts the run again, and --overwrite would remove what it had done",
+                f"{launch.by} starts this command more than once, and --overwrite would remove what it had done",
                 where=self.path,
-                fix="give --resume auto instead, also to the first start",
+                fix="give --resume auto instead, from the first start on",
             )
         if not is_first() or not self.path.exists() or not any(self.path.iterdir()):
             return

@@ -25,6 +25,7 @@ from mmrep.callbacks.pending_validation import PendingValidation
 from mmrep.callbacks.preemption import PreemptedError, Preemption, StopSignals
 from mmrep.callbacks.watchdog import Watchdog
 from mmrep.cli.launch import is_first, launched
+from mmrep.cli.meeting import Meeting
 from mmrep.cli.messages import explain
 from mmrep.cli.run_folder import RunFolder
 from mmrep.cli.same_start import SameStart
@@ -47,7 +48,8 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] == ["fit"]:
         signals.listen()
     try:
-        TrainCLI(arguments, signals)
+        with Meeting(launched()) as meeting:
+            TrainCLI(arguments, signals, meeting)
     except PreemptedError as stop:
         if is_first():
             print(f"mmrep: {stop}", flush=True)
@@ -69,9 +71,9 @@ class TrainCLI(LightningCLI):
         signals: Those that ask this process to stop.
     """
 
-    def __init__(self, arguments: list[str], signals: StopSignals) -> None:
+    def __init__(self, arguments: list[str], signals: StopSignals, meeting: Meeting) -> None:
         self.run_folder: RunFolder | None = None
-        self._signals = signals
+        self._signals, self._meeting = signals, meeting
         self._default_quarantine = False
         super().__init__(
             ContrastiveModule,
@@ -180,6 +182,7 @@ class TrainCLI(LightningCLI):
         if options.ckpt_path:
             self.model.check_checkpoint(read_checkpoint(options.ckpt_path), options.ckpt_path)
         self.datamodule.check(self.model.model.by_modality, str(self.subcommand))
+        self._meeting.all_ready(options.hang_after)
         if self.subcommand == "fit" and self.run_folder is not None:
             self.run_folder.make_way(overwrite=options.overwrite)
         # What belongs to this start and not to the run stays out of config.yaml: started again under another name, it must

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -305,6 +306,18 @@ def shared_store() -> dist.Store | None:
     Unlike a collective it answers while the ranks wait for each other, and says so when its host is gone.
     """
     return dist.distributed_c10d._get_default_store().clone() if world_size() > 1 else None
+
+
+def open_store(host: str, port: int, is_host: bool, seconds: float) -> dist.Store:
+    """The key-value store at an address, before there is a process group; one made there later shares it.
+
+    Args:
+        is_host: Whether this process holds it, for as long as it keeps what it is given here.
+        seconds: To wait for the host.
+    """
+    return dist.TCPStore(
+        host, port, None, is_host, timedelta(seconds=seconds), wait_for_workers=False, multi_tenant=True
+    )
 
 
 def is_of_other_ranks(error: BaseException) -> bool:

@@ -11,8 +11,10 @@ PORT = 29517
 Environment = Callable[[Sequence[Host], int, int], dict[str, str]]
 
 
-def as_torchrun(hosts: Sequence[Host], node: int, local: int, per_node: int = 1, restarts: int = 0) -> dict[str, str]:
-    """What ``torchrun --nnodes N --nproc-per-node P`` sets."""
+def as_torchrun(
+    hosts: Sequence[Host], node: int, local: int, per_node: int = 1, restarts: int = 0, max_restarts: int = 0
+) -> dict[str, str]:
+    """What ``torchrun --nnodes N --nproc-per-node P --max-restarts M`` sets; as with its store not shared."""
     values = {
         "RANK": node * per_node + local,
         "LOCAL_RANK": local,
@@ -24,6 +26,7 @@ def as_torchrun(hosts: Sequence[Host], node: int, local: int, per_node: int = 1,
         "MASTER_PORT": PORT,
         "TORCHELASTIC_RUN_ID": "test",
         "TORCHELASTIC_RESTART_COUNT": restarts,
+        "TORCHELASTIC_MAX_RESTARTS": max_restarts,
     }
     return {name: str(value) for name, value in values.items()}
 
@@ -65,11 +68,13 @@ def start(
         for local in range(per_node):
             rank = node * per_node + local
             given = environment(hosts, node, local, per_node, restarts)
-            processes.append(host.fork(_command(words(node), rank), folder / f"rank{rank}.txt", given))
+            processes.append(host.fork(command(words(node), rank), folder / f"rank{rank}.txt", given))
     return processes
 
 
-def _command(words: list[str], rank: int) -> Callable[[], int]:
+def command(words: list[str], rank: int) -> Callable[[], int]:
+    """``mmrep`` with these words, as rank ``rank``."""
+
     def run() -> int:
         from lightning_fabric.utilities import rank_zero as fabric
         from pytorch_lightning.utilities import rank_zero as lightning

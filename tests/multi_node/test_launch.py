@@ -36,8 +36,8 @@ def trainer(**options: Any) -> Namespace:
 
 
 def test_what_torchrun_started_is_told_to_lightning(environment: Any) -> None:
-    environment(as_torchrun(HOSTS, node=1, local=2, per_node=4, restarts=3))
-    assert launched() == Launch("torchrun", rank=6, nodes=2, per_node=4, restarts=3)
+    environment(as_torchrun(HOSTS, node=1, local=2, per_node=4, max_restarts=3))
+    assert launched() == Launch("torchrun", rank=6, nodes=2, per_node=4, repeated=True)
     assert launched().trainer_options(trainer(), Path("r")) == {"num_nodes": 2, "devices": 4}
     assert launched().trainer_options(trainer(devices=4, num_nodes=2), Path("r")) == {"num_nodes": 2}
     assert launched().trainer_options(trainer(devices=[0, 1, 2, 3]), Path("r")) == {"num_nodes": 2}
@@ -45,7 +45,7 @@ def test_what_torchrun_started_is_told_to_lightning(environment: Any) -> None:
 
 def test_what_srun_started_is_told_and_lightning_does_not_requeue(environment: Any) -> None:
     environment(as_srun(HOSTS, node=1, local=0, per_node=4))
-    assert launched() == Launch("srun", rank=4, nodes=2, per_node=4, restarts=0)
+    assert launched() == Launch("srun", rank=4, nodes=2, per_node=4, repeated=False)
     options = launched().trainer_options(trainer(), Path("runs/a"))
     (plugin,) = options.pop("plugins")
     assert isinstance(plugin, SLURMEnvironment) and not plugin.auto_requeue
@@ -57,7 +57,7 @@ def test_what_srun_started_is_told_and_lightning_does_not_requeue(environment: A
 
 def test_torchrun_inside_a_job_of_slurm_is_torchrun(environment: Any) -> None:
     environment({**as_srun(HOSTS, 1, 0), **as_torchrun(HOSTS, 0, 0)})
-    assert launched() == Launch("torchrun", rank=0, nodes=2, per_node=1, restarts=0)
+    assert launched() == Launch("torchrun", rank=0, nodes=2, per_node=1, repeated=False)
 
 
 @pytest.mark.parametrize(
@@ -85,19 +85,21 @@ def test_unequal_nodes_are_refused(environment: Any) -> None:
 @pytest.mark.parametrize("launcher", [as_torchrun, as_srun])
 def test_one_process_of_all_nodes_owns_the_run_folder(launcher: Any, environment: Any, tmp_path: Path) -> None:
     """The first process of the second node is not the first one: it would remove what the first has written."""
-    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    earlier = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
     folder = RunFolder(tmp_path, "a")
     environment(launcher(HOSTS, node=1, local=0, per_node=2))
     assert not is_first()
     folder.check(overwrite=False, resume=None)
-    folder.make_way(overwrite=True)
-    assert folder.checkpoints.exists()
+    folder.make_way(folder.checkpoints, overwrite=True)
+    assert earlier.exists()
     environment(launcher(HOSTS, node=0, local=0, per_node=2))
     assert is_first()
     with pytest.raises(ConfigError, match="the run folder exists"):
         folder.check(overwrite=False, resume=None)
-    folder.make_way(overwrite=True)
-    assert not folder.path.exists()
+    folder.make_way(folder.checkpoints, overwrite=True)
+    assert not earlier.exists()
 
 
 def test_by_hand_the_first_process_is_that_of_the_first_node(environment: Any) -> None:
@@ -107,11 +109,22 @@ def test_by_hand_the_first_process_is_that_of_the_first_node(environment: Any) -
     assert is_first()
 
 
-@pytest.mark.parametrize("launcher", [as_torchrun, as_srun])
-def test_a_run_that_is_started_again_does_not_remove_itself(launcher: Any, environment: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("launcher", "again"), [(as_torchrun, {"max_restarts": 1}), (as_srun, {"restarts": 1})])
+def test_a_run_that_is_started_again_does_not_remove_itself(
+    launcher: Any, again: dict[str, int], environment: Any, tmp_path: Path
+) -> None:
     folder = RunFolder(tmp_path, "a")
     environment(launcher(HOSTS, 0, 0))
     folder.check(overwrite=True, resume=None)
-    environment(launcher(HOSTS, 0, 0, restarts=1))
+    environment(launcher(HOSTS, 0, 0, **again))
+    folder.check(overwrite=False, resume="auto")
     with pytest.raises(ConfigError, match="--overwrite would remove what it had done"):
         folder.check(overwrite=True, resume=None)
+
+
+def test_restarts_with_a_store_that_outlives_them_are_refused(environment: Any) -> None:
+    environment({**as_torchrun(HOSTS, 0, 0, max_restarts=1), "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    with pytest.raises(ConfigError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        launched()
+    environment({"TORCHELASTIC_MAX_RESTARTS": "0"})
+    assert launched() is not None

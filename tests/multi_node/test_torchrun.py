@@ -48,7 +48,12 @@ def _torchrun(host: Host, node: int, hosts: Sequence[Host], fit: list[str], outp
     return subprocess.Popen(
         host.command([*launcher, *meeting, *here, "-m", "mmrep", *fit]),
         cwd=ROOT,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": host.device, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "GLOO_SOCKET_IFNAME": host.device,
+            "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        },
         stdout=output.open("wb"),
         start_new_session=True,
         stderr=subprocess.STDOUT,

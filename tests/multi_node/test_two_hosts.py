@@ -17,11 +17,12 @@ import yaml
 from torch import Tensor
 
 import mmrep
+from mmrep.callbacks import watchdog
 from mmrep.cli import main
 from mmrep.data.index import Index
 from tests.data.server import served
 from tests.multi_node.hosts import Host, two_hosts, wait
-from tests.multi_node.launching import as_srun, as_torchrun, start
+from tests.multi_node.launching import as_srun, as_torchrun, command, start
 from tests.multi_node.record import read_keys
 from tests.test_cli import CONFIG
 from tests.tiny import write_tiny_shards
@@ -185,6 +186,46 @@ def test_nodes_with_different_configs_or_shards_end_the_run(
     assert all(message in process.output.read_text() for process in processes)
 
 
+@pytest.mark.parametrize("lacks", [0, 1])
+@pytest.mark.parametrize("launcher", [as_torchrun, as_srun])
+def test_a_node_that_cannot_start_ends_the_others_at_once(
+    launcher: Any, lacks: int, config: Path, hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    """Without it they wait for the process group, half an hour."""
+
+    def on(node: int) -> list[str]:
+        return words(config, tmp_path, *(["--data.path", "nowhere"] if node == lacks else []))
+
+    processes = start(hosts, on, tmp_path, launcher)
+    assert wait(processes, 20) == [2, 2]
+    said = [process.output.read_text() for process in processes]
+    assert "no index.json [nowhere]" in said[lacks] and "cannot start" not in said[lacks]
+    assert f"mmrep: error: rank {lacks} cannot start: no index.json [nowhere]" in said[1 - lacks]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_nodes_with_the_same_mistake_say_it_and_end(config: Path, hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    def on(node: int) -> list[str]:
+        return words(config, tmp_path, "--model.init_args.lrr", "1")
+
+    processes = start(hosts, on, tmp_path)
+    assert wait(processes, 20) == [2, 2]
+    assert all("did you mean 'lr'?" in process.output.read_text() for process in processes)
+
+
+def test_a_node_that_was_not_started_is_missed_after_a_time(
+    config: Path, hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    def on(node: int) -> list[str]:
+        return words(config, tmp_path, "--hang_after", "3")
+
+    tmp_path.joinpath("out").mkdir()
+    given = as_torchrun(hosts, 0, 0)
+    process = hosts[0].fork(command(on(0), 0), tmp_path / "out" / "rank0.txt", given)
+    assert wait([process], 20) == [2]
+    assert "1 of 2 processes started within 3 s" in process.output.read_text()
+
+
 def test_started_again_by_torchrun_the_run_goes_on(
     config: Path, alone: Path, hosts: tuple[Host, Host], tmp_path: Path
 ) -> None:
@@ -204,11 +245,14 @@ def test_started_again_by_torchrun_the_run_goes_on(
 
 
 @pytest.mark.parametrize("namespaces", [None, False])
-def test_a_cut_line_ends_the_run_within_the_bound(namespaces: bool | None, config: Path, tmp_path: Path) -> None:
-    limit = "{class_path: DDPStrategy, init_args: {timeout: '0:00:05'}}"
+def test_a_cut_line_ends_the_run_within_the_bound(
+    namespaces: bool | None, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of --hang_after, and what the watchdog grants a rank whose store does not answer, here less than in earnest."""
+    monkeypatch.setattr(watchdog, "WAY_OUT", 3.0)
 
     def on(node: int) -> list[str]:
-        return words(config, tmp_path, "--trainer.max_epochs", "500", "--trainer.strategy", limit)
+        return words(config, tmp_path, "--trainer.max_epochs", "500", "--hang_after", "8")
 
     with two_hosts(namespaces) as both:
         processes = start(both, on, tmp_path)
@@ -218,6 +262,7 @@ def test_a_cut_line_ends_the_run_within_the_bound(namespaces: bool | None, confi
         both[1].cut()
         began = time.monotonic()
         living = processes if both[1].namespace else processes[:1]
-        assert all(code != 0 for code in wait(living, 30))
-        assert time.monotonic() - began < 25
+        assert all(code != 0 for code in wait(living, 60))
+        assert time.monotonic() - began < 40
+        assert "mmrep: error: rank 1 " in processes[0].output.read_text()
     assert (tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt").exists()
