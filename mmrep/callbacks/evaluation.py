@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
+from mmrep.data.datamodule import ShardDataModule
 from mmrep.errors import ConfigError
 
 PREFIX = "eval/"
@@ -68,3 +69,17 @@ def evaluation_callbacks(trainer: pl.Trainer) -> list[EvaluationCallback]:
     """Those of a trainer, in order."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
     return [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
+
+
+def run_data(trainer: pl.Trainer, callback: str, *, train: bool = False) -> str:
+    """What a run evaluates on, or trains on: folder or URL of the first dataset.
+
+    Raises:
+        ConfigError: If it has none that is indexed; ``callback`` is named.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by one of Lightning's connectors
+    if not isinstance(data, ShardDataModule) or (data.stream is not None and (train or not data.eval_path)):
+        raise ConfigError(
+            f"{callback} wants indexed shards, and the run has none", fix="give it 'data': a folder or URL"
+        )
+    return data.sources[0].path if train or not data.eval_path else data.eval_path

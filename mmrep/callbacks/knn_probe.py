@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmrep.callbacks.evaluation import EvaluationCallback
+from mmrep.callbacks.evaluation import EvaluationCallback, run_data
 from mmrep.callbacks.labelled_features import labelled_features
 from mmrep.callbacks.online_linear_probe import check_labelled
 from mmrep.data.dataset import check_modalities
@@ -33,7 +33,7 @@ class KNNProbe(EvaluationCallback):
     Args:
         modality: Whose backbone.
         label: Of the index; it may be left out where there is one.
-        data: Folder or URL with an index.json; by default the run's.
+        data: Folder or URL with an index.json, with both splits; by default what the run trains and validates on.
         bank_split: Whose samples vote.
         split: Whose samples ask.
         k: Neighbours that vote.
@@ -81,6 +81,7 @@ class KNNProbe(EvaluationCallback):
                 where="KNNProbe",
             )
         self.modality, self.label, self.data = modality, label, data
+        self._bank_data, self._data = data, data
         self.bank_split, self.split, self.k, self.temperature, self.max_bank = (
             bank_split,
             split,
@@ -96,19 +97,23 @@ class KNNProbe(EvaluationCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out before the first step that data, splits, label or modality are not there."""
-        self.data = self.data or _data_of(trainer)
+        self._bank_data = self.data or run_data(trainer, type(self).__name__, train=True)
+        self._data = self.data or run_data(trainer, type(self).__name__)
         model = pl_module.model
         assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
         if self.modality not in model.by_modality:
             raise ConfigError(
                 f"the model has no modality '{self.modality}'", fix=did_you_mean(self.modality, model.by_modality)
             )
-        index = self._index()
+        bank, index = _open(self._bank_data), _open(self._data)
+        check_modalities([bank], {self.modality: model.by_modality[self.modality]})
         check_modalities([index], {self.modality: model.by_modality[self.modality]})
-        for split in (self.bank_split, self.split):
-            Samples(index, split)
-        self.label = only_of(index.labels, "label", self.label, index.root)
-        self.classes = index.labels[self.label].classes
+        Samples(bank, self.bank_split)
+        Samples(index, self.split)
+        self.label = only_of(bank.labels, "label", self.label, bank.root)
+        self.classes = bank.labels[self.label].classes
+        if only_of(index.labels, "label", self.label, index.root) and index.labels[self.label].classes != self.classes:
+            raise ConfigError(f"label '{self.label}' has other classes than in {bank.root}", where=index.root)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.due(trainer):
@@ -126,9 +131,9 @@ class KNNProbe(EvaluationCallback):
         Raises:
             MmrepError: If a split has nothing to probe, or features are not finite; on all ranks.
         """
-        encoder, index = model.eval().by_modality[self.modality], self._index()
-        bank = self._gathered(*self._share(encoder, index, self.bank_split, self.max_bank))
-        asking, _ = self._share(encoder, index, self.split, None)
+        encoder = model.eval().by_modality[self.modality]
+        bank = self._gathered(*self._share(encoder, self._bank_data, self.bank_split, self.max_bank))
+        asking, _ = self._share(encoder, self._data, self.split, None)
         broken = ~torch.cat([bank.features, asking.features]).isfinite().all(dim=1)
         right = self._count_right(bank, asking) if len(bank.classes) else asking.classes.new_zeros(2)
         counts = torch.cat([right, broken.sum()[None], right.new_tensor([len(asking.classes)])])
@@ -158,26 +163,14 @@ class KNNProbe(EvaluationCallback):
         order = gather_rows(places).argsort()
         return Labelled(gather_rows(mine.features)[order], gather_rows(mine.classes)[order])
 
-    def _share(self, encoder: Encoder, index: Index, split: str, most: int | None) -> tuple[Labelled, Tensor]:
+    def _share(self, encoder: Encoder, data: str | None, split: str, most: int | None) -> tuple[Labelled, Tensor]:
         assert self.label is not None, "known since it was set up"
         sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
-        return labelled_features(encoder, index, split, self.modality, self.label, **sizes, most=most)
-
-    def _index(self) -> Index:
-        assert self.data is not None, "known since it was set up"
-        if ClipBenchmark.found_in(self.data):
-            raise ConfigError("a folder of CLIP_benchmark's; a probe wants shards with an index.json", where=self.data)
-        return Index.load(self.data)
+        return labelled_features(encoder, _open(data), split, self.modality, self.label, **sizes, most=most)
 
 
-def _data_of(trainer: pl.Trainer) -> str:
-    """The first dataset of the run.
-
-    Raises:
-        ConfigError: If it has none that is indexed.
-    """
-    data = trainer.datamodule  # type: ignore[attr-defined]  # set by one of Lightning's connectors
-    if not hasattr(data, "sources") or data.stream is not None:
-        raise ConfigError("KNNProbe wants indexed shards", fix="give it data: FOLDER")
-    path: str = data.sources[0].path
-    return path
+def _open(data: str | None) -> Index:
+    assert data is not None, "known since the probe was set up"
+    if ClipBenchmark.found_in(data):
+        raise ConfigError("a folder of CLIP_benchmark's; a probe wants shards with an index.json", where=data)
+    return Index.load(data)

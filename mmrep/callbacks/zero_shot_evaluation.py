@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from mmrep.callbacks.evaluation import EvaluationCallback
+from mmrep.callbacks.evaluation import EvaluationCallback, run_data
 from mmrep.errors import ConfigError, check_choice
 from mmrep.evaluation.retrieval import Direction, all_directions
 from mmrep.evaluation.sources import Source, check_split, class_task, open_source, retrieval_encoders
@@ -27,9 +27,9 @@ class ZeroShotEvaluation(EvaluationCallback):
     The ranks share the samples, each sample once, and log equal figures, so that a checkpoint may be chosen by one.
 
     Args:
-        data: Folder or URL with an index.json, or folder of CLIP_benchmark's.
+        data: Folder or URL with an index.json, or folder of CLIP_benchmark's; by default the run's.
         task: ``classification`` or ``retrieval``.
-        name: In the log; by default the last part of ``data``.
+        name: In the log; by default the last part of ``data``, or the task.
         split: Which split.
         every_n_epochs: How often.
         batch_size: Samples embedded at once by each rank.
@@ -55,7 +55,7 @@ class ZeroShotEvaluation(EvaluationCallback):
 
     def __init__(
         self,
-        data: str,
+        data: str | None = None,
         task: str = "retrieval",
         *,
         name: str | None = None,
@@ -71,7 +71,7 @@ class ZeroShotEvaluation(EvaluationCallback):
         language: str | None = None,
         directions: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(name or Path(data).name, every_n_epochs)
+        super().__init__(name or (Path(data).name if data else task), every_n_epochs)
         check_choice("task", task, TASKS)
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"batch_size={batch_size} must be at least 1, num_workers={num_workers} not negative")
@@ -88,6 +88,7 @@ class ZeroShotEvaluation(EvaluationCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out before the first step that the data are not there, or not of this task, or not for this model."""
+        self.data = self.data or run_data(trainer, type(self).__name__)
         source, model = open_source(self.data), pl_module.model
         assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
         check_split(source, self.split)
@@ -120,6 +121,7 @@ class ZeroShotEvaluation(EvaluationCallback):
         Args:
             model: In evaluation mode afterwards.
         """
+        assert self.data is not None, "known since it was set up"
         source = open_source(self.data)
         split = Split(source, self.split, self.batch_size, self.num_workers)
         names = {"image": self.modality, "text": self.text_modality}

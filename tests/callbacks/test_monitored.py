@@ -16,7 +16,7 @@ from mmrep.errors import ConfigError
 from tests.callbacks.small_runs import Scripted, as_rank, data, module, trainer
 from tests.gloo_pool import GlooPool
 
-NAMES = {"filename": "epoch={epoch}", "auto_insert_metric_name": False}
+NAMES: dict[str, Any] = {"filename": "epoch={epoch}", "auto_insert_metric_name": False}
 
 
 def epochs_of(folder: Path) -> set[int]:
@@ -27,7 +27,7 @@ def test_the_best_k_are_kept_and_the_last_is_always_the_last(tiny_shards: Path, 
     values = [0.3, 0.9, 0.1, 0.7, 0.2, 0.8, 0.4]
     chosen = MonitoredCheckpoint(
         tmp_path / "c", monitor="eval/scripted/acc1", mode="max", save_top_k=3, save_last=True, **NAMES
-    )  # type: ignore[arg-type]  # a mixture
+    )
     trainer(tmp_path, 7, Scripted(values), chosen).fit(module(), data(tiny_shards))
     assert epochs_of(tmp_path / "c") == {1, 3, 5}
     assert Path(chosen.best_model_path).name == "epoch=1.ckpt" and float(chosen.best_model_score or 0) == pytest.approx(
@@ -42,7 +42,7 @@ def test_a_figure_of_every_second_epoch_is_waited_for(tiny_shards: Path, tmp_pat
     scripted = Scripted([0.5, 0.9, 0.7, 0.6, 0.8], every_n_epochs=2)
     chosen = MonitoredCheckpoint(
         tmp_path / "c", monitor="eval/scripted/acc1", mode="max", save_top_k=2, save_last=True, **NAMES
-    )  # type: ignore[arg-type]  # a mixture
+    )
     stop = MonitoredStopping("eval/scripted/acc1", mode="max", patience=2)
     run = trainer(tmp_path, 20, stop, scripted, chosen)
     run.fit(module(), data(tiny_shards))
@@ -52,7 +52,7 @@ def test_a_figure_of_every_second_epoch_is_waited_for(tiny_shards: Path, tmp_pat
 
 def stopped_at(rank: int, world: int, shards: Path, folder: Path) -> tuple[int, int, set[int]]:
     stop = MonitoredStopping("eval/scripted/acc1", mode="max", patience=2)
-    chosen = MonitoredCheckpoint(folder / "c", monitor="eval/scripted/acc1", mode="max", save_top_k=2, **NAMES)  # type: ignore[arg-type]  # a mixture
+    chosen = MonitoredCheckpoint(folder / "c", monitor="eval/scripted/acc1", mode="max", save_top_k=2, **NAMES)
     with as_rank(rank, world) as options:
         run = trainer(folder, 9, Scripted([0.5, 0.9, 0.7, 0.6, 0.8]), stop, chosen, **options)
         run.fit(module(), data(shards))

@@ -97,6 +97,16 @@ def test_it_ends_near_logistic_regression() -> None:
     assert 0.6 < theirs < 0.99 and ours > theirs - 0.01
 
 
+def test_a_high_rate_is_stable() -> None:
+    features, classes = stream_of(200)
+    probe = OnlineClassifier(5, 4, lr=7.0)
+    for x, y in zip(features, classes, strict=True):
+        probe.learn(x, y)
+    known = classes >= 0
+    right = (probe.scores(features[known]).argmax(dim=1) == classes[known]).double().mean()
+    assert probe.weights.abs().max() < 50 and right > 0.6
+
+
 def test_batches_without_labels_and_constant_features_change_nothing() -> None:
     probe = OnlineClassifier(3, 2)
     probe.learn(torch.ones(4, 3), torch.full((4,), -1))
