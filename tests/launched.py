@@ -138,6 +138,7 @@ class Recorder(Callback):
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        Recorder.moment("made", 0)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, i: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -161,23 +162,32 @@ class Recorder(Callback):
         Recorder.moment("sanity", trainer.global_step)
 
 
-def at(name: str, step: int, number: int = signal.SIGKILL) -> Callable[[], None]:
-    """To be prepared in a process: it sends itself a signal at a moment of a step, or inside the writing of a checkpoint."""
+def calling(name: str, step: int, function: Callable[[], object]) -> Callable[[], None]:
+    """To be prepared in a process: it calls a function at a moment of a step."""
 
     def prepare() -> None:
         def moment(now: str, reached: int) -> None:
             if (now, reached) == (name, step):
-                os.kill(os.getpid(), number)
+                function()
 
-        if name in ("writing", "written"):
-            _while_writing(name, step, number)
-        else:
-            Recorder.moment = staticmethod(moment)
+        Recorder.moment = staticmethod(moment)
 
     return prepare
 
 
-def _while_writing(name: str, step: int, number: int) -> None:
+def at(name: str, step: int, number: int = signal.SIGKILL, times: int = 1) -> Callable[[], None]:
+    """To be prepared in a process: it sends itself a signal at a moment of a step, or inside the writing of a checkpoint."""
+
+    def send() -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    if name in ("writing", "written"):
+        return lambda: _while_writing(name, step, send)
+    return calling(name, step, send)
+
+
+def _while_writing(name: str, step: int, send: Callable[[], None]) -> None:
     """Half the bytes of the first checkpoint from this step on, or all but the new name."""
     import io
 
@@ -185,15 +195,19 @@ def _while_writing(name: str, step: int, number: int) -> None:
 
     from mmrep.modules import checkpoint_io
 
+    sent: list[int] = []
+
     def save(content: Any, file: Any) -> None:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         whole = buffer.getvalue()
-        if content["global_step"] >= step:
-            file.write(whole if name == "written" else whole[: len(whole) // 2])
-            file.flush()
-            os.kill(os.getpid(), number)
-        file.write(whole)
+        first = len(whole) if name == "written" else len(whole) // 2
+        file.write(whole[:first])
+        file.flush()
+        if content["global_step"] >= step and not sent:
+            sent.append(step)
+            send()
+        file.write(whole[first:])
 
     class Saving:
         pass

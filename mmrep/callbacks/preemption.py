@@ -111,6 +111,11 @@ class Preemption(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if pl_module.stop_agreed and not trainer.fit_loop._should_accumulate():
+            for metrics in (
+                trainer._logger_connector.on_batch_end,
+                trainer._logger_connector.update_train_step_metrics,
+            ):
+                metrics()  # of this step, which is not done again
             self._leave(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:

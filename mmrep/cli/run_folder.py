@@ -73,18 +73,26 @@ class RunFolder:
         found = newest_intact(self.checkpoints)
         return None if found is None else str(found)
 
-    def make_way(self, *, overwrite: bool) -> None:
+    def make_way(self, checkpoints: Path, *, overwrite: bool) -> None:
         """Remove an earlier run that is to be replaced, or set its metrics.csv aside, which Lightning starts anew.
 
-        No checkpoint of a run that goes on is removed, only what was left of one that was never finished.
+        No checkpoint of a run that goes on is removed, only what was left of one that was never finished. Call this last,
+        when the new run has been found able to start.
 
-        Call this last, when the new run has been found able to start.
+        Args:
+            checkpoints: Where the run will write its checkpoints.
+            overwrite: Whether an earlier run is removed.
+
+        Raises:
+            OSError: If no checkpoint could be written there: now, and not after hours.
         """
         if not is_first():
             return
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
-        for unfinished in self.checkpoints.glob(f"*.ckpt.*{PART}"):  # of a process that was killed while it wrote
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        (checkpoints / f"probe.ckpt.{PART}").touch()
+        for unfinished in checkpoints.glob(f"*.ckpt.*{PART}"):  # of a process that was killed while it wrote
             unfinished.unlink(missing_ok=True)
         metrics = self.path / "metrics.csv"
         if metrics.exists():

@@ -19,10 +19,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 import mmrep.encoders  # noqa: F401 - its classes are then known by their short names in YAML
+from mmrep.callbacks.accumulated_gradients import AccumulatedGradients
 from mmrep.callbacks.children import WatchedLauncher
 from mmrep.callbacks.monitored import MonitoredCheckpoint
 from mmrep.callbacks.pending_validation import PendingValidation
 from mmrep.callbacks.preemption import PreemptedError, Preemption, StopSignals
+from mmrep.callbacks.timed_checkpoint import TimedCheckpoint
 from mmrep.callbacks.watchdog import Watchdog
 from mmrep.cli.launch import is_first, launched
 from mmrep.cli.meeting import Meeting
@@ -105,6 +107,9 @@ class TrainCLI(LightningCLI):
         parser.add_argument(
             "--hang_after", type=float, default=1800.0, help="Seconds that ranks wait for one that does not come."
         )
+        parser.add_argument(
+            "--checkpoint_minutes", type=float, default=30.0, help="A checkpoint at least so often; 0 for none by time."
+        )
         parser.add_lightning_class_args(MonitoredCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "epoch={epoch}-step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
@@ -163,7 +168,9 @@ class TrainCLI(LightningCLI):
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = DurableCheckpointIO()
         self._signals.take_over(trainer)
-        return [PendingValidation(), Preemption(self._signals, Path(options.checkpoint.dirpath))]
+        folder, minutes = Path(options.checkpoint.dirpath), options.checkpoint_minutes
+        timed = [TimedCheckpoint(folder, timedelta(minutes=minutes))] if minutes > 0 else []
+        return [PendingValidation(), AccumulatedGradients(), *timed, Preemption(self._signals, folder)]
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -184,7 +191,7 @@ class TrainCLI(LightningCLI):
         self.datamodule.check(self.model.model.by_modality, str(self.subcommand))
         self._meeting.all_ready(options.hang_after)
         if self.subcommand == "fit" and self.run_folder is not None:
-            self.run_folder.make_way(overwrite=options.overwrite)
+            self.run_folder.make_way(Path(options.checkpoint.dirpath), overwrite=options.overwrite)
         # What belongs to this start and not to the run stays out of config.yaml: started again under another name, it must
         # neither replace this run nor write into its folder.
         options.overwrite, options.resume, options.ckpt_path = False, None, None

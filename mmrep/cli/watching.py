@@ -9,8 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from mmrep.callbacks.metrics_file import MetricsFile
 from mmrep.callbacks.plain_progress import PlainProgress
 from mmrep.callbacks.progress_bar import RunProgressBar
 from mmrep.callbacks.run_media import RunMedia
@@ -85,7 +86,7 @@ class Watching:
     def _loggers(self) -> list[Logger]:
         folder = self.folder
         loggers: list[Logger] = [
-            CSVLogger(folder.parent, name=folder.name, version=self.stage, flush_logs_every_n_steps=20)
+            MetricsFile(folder.parent, name=folder.name, version=self.stage, flush_logs_every_n_steps=20)
         ]
         if self.options.tensorboard:
             loggers.append(TensorBoardLogger(folder, name="tensorboard", version=self.stage))

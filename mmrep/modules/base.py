@@ -102,6 +102,8 @@ class ContrastiveModule(pl.LightningModule):
         self._faults = torch.zeros(())  # corrupt samples met by all ranks since the run began or went on
         self.stop_asked = False  # this rank was told to stop, by a signal
         self.stop_agreed = False  # a rank was, and all ranks know it since the same step
+        self.save_asked = False  # a checkpoint is due, by the clock of the first rank
+        self.save_agreed = False  # all ranks know that since the same step
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = self.model(batch.inputs, self.caching)
@@ -135,10 +137,10 @@ class ContrastiveModule(pl.LightningModule):
         mark_backward(rows, several_ranks=world_size() > 1)
         with timed(LOSS_FORWARD):
             output = self._loss(batch, rows)
-        whole, counts = over_ranks(output, faults=len(batch.faults), stops=int(self.stop_asked))
+        whole, counts = over_ranks(output, faults=len(batch.faults), stops=self.stop_asked, saves=self.save_asked)
         self._faults = counts["faults"] + self._faults
-        finite, stop = torch.stack([whole.loss.isfinite(), counts["stops"] > 0]).tolist()
-        self.stop_agreed |= stop
+        finite, stop, save = torch.stack([whole.loss.isfinite(), counts["stops"] > 0, counts["saves"] > 0]).tolist()
+        self.stop_agreed, self.save_agreed = self.stop_agreed or stop, self.save_agreed or save
         if not finite:  # of all ranks together: one that stopped alone would leave the others waiting
             raise LossError(
                 f"the loss is {float(whole.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
@@ -240,7 +242,7 @@ class ContrastiveModule(pl.LightningModule):
         # Padding makes batches equally many on all ranks, so that the loss may run its collectives here too.
         rows = self(batch)
         real = sum(bool(key) for key in batch.keys)
-        output, counts = over_ranks(self._loss(batch, rows), real=real, stops=int(self.stop_asked))
+        output, counts = over_ranks(self._loss(batch, rows), real=real, stops=self.stop_asked)
         self.stop_agreed |= bool(counts["stops"] > 0)
         if output.parts:  # none of a batch of padding, nor of SwAV's where a picture comes once
             self._log(stage, output, int(counts["real"]))
