@@ -149,7 +149,7 @@ def stderr_in(path: Path) -> Iterator[None]:
     before = os.dup(2)
     with path.open("wb") as file, warnings.catch_warnings():
         os.dup2(file.fileno(), 2)
-        warnings.showwarning = _say
+        warnings.showwarning = _say  # type: ignore[assignment]  # the names of the arguments differ
         try:
             yield
         finally:

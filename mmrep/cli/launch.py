@@ -36,7 +36,7 @@ class Launch:
     def meeting_place(self) -> tuple[str, int]:
         """Address and port at which the processes make their group."""
         if self.by == "srun":
-            from pytorch_lightning.plugins.environments import SLURMEnvironment
+            from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
             slurm = SLURMEnvironment(auto_requeue=False)
             return slurm.main_address, slurm.main_port
@@ -70,7 +70,7 @@ class Launch:
 def _no_requeue_by_lightning(asked: Any, folder: Path) -> dict[str, Any]:
     """Under SLURM Lightning writes checkpoints of its own at SIGUSR1, asks SLURM to start the job again, and takes whatever
     such checkpoint lies in the working folder at the next start, of whichever run it is. ``--resume auto`` is the open way."""
-    from pytorch_lightning.plugins.environments import SLURMEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     options: dict[str, Any] = {} if asked.plugins else {"plugins": [SLURMEnvironment(auto_requeue=False)]}
     return options if asked.default_root_dir else {**options, "default_root_dir": str(folder)}

@@ -308,16 +308,16 @@ def shared_store() -> dist.Store | None:
     return dist.distributed_c10d._get_default_store().clone() if world_size() > 1 else None
 
 
-def open_store(host: str, port: int, is_host: bool, seconds: float) -> dist.Store:
+def open_store(host: str, port: int, is_host: bool, seconds: float) -> Any:
     """The key-value store at an address, before there is a process group; one made there later shares it.
 
     Args:
         is_host: Whether this process holds it, for as long as it keeps what it is given here.
         seconds: To wait for the host.
     """
-    return dist.TCPStore(
-        host, port, None, is_host, timedelta(seconds=seconds), wait_for_workers=False, multi_tenant=True
-    )
+    timeout = timedelta(seconds=seconds)
+    make: Any = dist.TCPStore  # type: ignore[attr-defined]  # exported where torch has torch.distributed
+    return make(host, port, None, is_host, timeout, wait_for_workers=False, multi_tenant=True)
 
 
 def is_of_other_ranks(error: BaseException) -> bool:

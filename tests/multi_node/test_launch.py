@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pytorch_lightning.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from mmrep.cli.launch import Launch, is_first, launched
 from mmrep.cli.run_folder import RunFolder

@@ -1,0 +1,72 @@
+"""Thousands of steps hold on to nothing; and the judge of that sees what grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.soak import MOST_GROWTH, growth, soak
+from benchmarks.soak_watch import children, open_files, private_memory
+
+
+def notes(**slopes: float) -> list[dict[str, int]]:
+    """Notes over 5,000 steps of what starts at 100 MB, 50 files, 0 bytes, and grows by so much a step."""
+    grows = {"memory": 0.0, "files": 0.0, "metrics": 50.0, **slopes}
+    base = {"memory": 1e8, "files": 50, "metrics": 0}
+    return [
+        {"step": step, **{name: int(base[name] + grows[name] * step) for name in base}} for step in range(25, 5001, 25)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("slopes", "fault"),
+    [
+        ({}, None),
+        ({"memory": -1000.0}, None),
+        ({"memory": MOST_GROWTH / 4000}, None),
+        ({"memory": MOST_GROWTH / 3000}, "memory grew by 9.3 MB"),
+        ({"files": 0.01}, "more files are open"),
+    ],
+)
+def test_growth_after_the_warm_up_is_a_fault(slopes: dict[str, float], fault: str | None) -> None:
+    (found,) = growth(notes(**slopes), 5000)["faults"] or [None]
+    assert found is None if fault is None else fault in str(found)
+
+
+def test_what_grows_in_the_warm_up_alone_is_none() -> None:
+    early = [{**note, "memory": note["memory"] + min(note["step"], 1400) * 10**5} for note in notes()]
+    assert growth(early, 5000)["faults"] == []
+
+
+def test_a_table_that_grows_faster_and_faster_is_a_fault() -> None:
+    bent = [{**note, "metrics": note["step"] ** 2} for note in notes()]
+    (fault,) = growth(bent, 5000)["faults"]
+    assert "metrics.csv grew" in fault
+
+
+def test_it_counts_this_process(tmp_path: Path) -> None:
+    import os
+    import subprocess
+
+    before, held = open_files(os.getpid()), private_memory(os.getpid())
+    assert held > 1e7
+    with (tmp_path / "file").open("w"):
+        assert open_files(os.getpid()) == before + 1
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert child.pid in children(os.getpid())
+    finally:
+        child.kill()
+        child.wait()
+    assert private_memory(child.pid) == 0 and open_files(child.pid) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_five_thousand_steps_leave_memory_and_files_where_they_were(ranks: int) -> None:
+    found: dict[str, Any] = soak(ranks, 5000)
+    assert found["faults"] == [], found["notes"]
+    assert len(found["growth"]) == ranks and found["notes"][0][-1]["step"] > 4500
