@@ -135,7 +135,7 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
     local = {"include_dashboard": False, "num_cpus": num_cpus} if address == LOCAL else {}
     with _own_token(address == LOCAL):
         try:
-            with _own_signals():
+            with _own_signals(), _quiet():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -231,7 +231,12 @@ class _ShardActor:
             if self.tries[name] <= MOST_RETRIES:  # a file system may be away for a moment
                 time.sleep(self.tries[name])
                 raise  # so that Ray tries it again
-            told: dict[str, Any] = {"kind": "", "what": f"cannot be read or written ({error})", "where": name, "fix": None}
+            told: dict[str, Any] = {
+                "kind": "",
+                "what": f"cannot be read or written ({error})",
+                "where": name,
+                "fix": None,
+            }
         except MmrepError as error:
             told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
         except Exception as error:
@@ -270,3 +275,16 @@ def _own_signals() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of Ray's libraries on stderr while it starts: they tell of their own log level. What fails is raised."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

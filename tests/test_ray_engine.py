@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,9 @@ def make(folder: Path, kind: str) -> Callable[[str], object]:
         if name == "b" and kind == "away once" and not (folder / "away").exists():
             (folder / "away").touch()
             raise OSError("the file system is away")
+        if kind == "sleeps":
+            (folder / "asleep").touch()
+            time.sleep(120)
         if name == "b" and kind == "away":
             raise OSError("the file system is away")
         if name == "b" and kind == "damaged":
@@ -67,6 +71,7 @@ def test_a_worker_that_dies_is_replaced_and_its_shard_done(tmp_path: Path) -> No
     assert len(list(tmp_path.glob("made-*"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_file_system_that_is_away_for_a_moment(tmp_path: Path) -> None:
     assert results(tmp_path, "away once") == NAMES
@@ -77,9 +82,13 @@ def test_a_file_system_that_is_away_for_a_moment(tmp_path: Path) -> None:
     ("kind", "message"),
     [
         ("damaged", r"^the shard is damaged \[b\]; fetch it again$"),
-        ("all damaged", r"^4 of 4 shards failed, the first: the shard is damaged \[[abcd]\]; fetch it again$"),
+        pytest.param(
+            "all damaged",
+            r"^4 of 4 shards failed, the first: the shard is damaged \[[abcd]\]; fetch it again$",
+            marks=pytest.mark.slow,
+        ),
         ("bug", r"^KeyError: 'oops' \[b\]\nTraceback"),  # a note, which only --debug shows
-        ("away", r"^cannot be read or written \(the file system is away\) \[b\]$"),
+        pytest.param("away", r"^cannot be read or written \(the file system is away\) \[b\]$", marks=pytest.mark.slow),
     ],
 )
 def test_what_a_worker_raises_arrives_in_one_line_when_the_others_are_done(
@@ -147,3 +156,36 @@ def test_a_ray_of_its_own_is_quiet_leaves_nothing_and_no_cluster_is_one_line(tmp
     assert lines[0].startswith("ConfigError no Ray at '127.0.0.1:1'"), done
     assert lines[1:] == ["['a', 'b']", "True"] and done.stderr == ""
     assert not list(home.rglob("*token*"))
+
+
+SLEEPS = """
+import sys
+from functools import partial
+from pathlib import Path
+from mmrep.ray_engine import RaySettings, map_shards
+from mmrep.stopping import Stopped, stopped_by_signals
+from tests.test_ray_engine import make
+
+try:
+    with stopped_by_signals():
+        list(map_shards(partial(make, Path(sys.argv[1]), "sleeps"), ["a", "b"], RaySettings()))
+except Stopped as stop:
+    print(stop.name, flush=True)
+    sys.exit(stop.exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_and_the_ray_that_it_started(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLEEPS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "asleep").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert output == "SIGTERM\n" and process.returncode == 128 + signal.SIGTERM
+    ((pid, _),) = [(int(path.name.removeprefix("made-")), path) for path in sorted(tmp_path.glob("made-*"))][:1]
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end, "a worker is left"
+        time.sleep(0.1)

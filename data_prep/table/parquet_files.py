@@ -1,8 +1,9 @@
 """Rows of Parquet, a few at a time: bytes, {bytes, path}, lists of numbers, texts and numbers.
 
-Nothing is unpickled: an extension type counts as what it is stored as. Memory: of each column that is read one page (whose
-size its header says, at most 2 GiB; writers choose about 1 MiB) and its dictionary, and ``ROWS_AT_ONCE`` cells. A page of a
-dictionary that says "the same ten million times" is therefore not spread out at once.
+Nothing is unpickled: an extension type counts as what it is stored as. Memory: of each column that is read two or three times a
+page and its dictionary, and ``ROWS_AT_ONCE`` cells, however large the file and its row groups. A page is as large as its
+header says, which pyarrow believes: at most 2 GiB. Writers choose 1 MiB, pyarrow at least 1,024 cells. A page that says "the
+same cell ten million times" is not spread out at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.table.cell import Cell, Reject, Row, array_blob, cell_of
+from data_prep.table.cell import MAX_CELL_BYTES, Cell, Reject, Row, array_blob, cell_of
 from data_prep.table.sources import VALUES
 from mmrep.errors import ConfigError, DataError
 
@@ -93,10 +94,25 @@ def _row(name: str, number: int, cells: dict[str, Cell | DataError]) -> Row | Re
     return Row(number, good, name, number)
 
 
+def _check_sizes(file: Any, columns: Sequence[str]) -> None:
+    """Refuse row groups whose cells are too large on average, before one is unpacked.
+
+    Raises:
+        ValueError: With the first of them.
+    """
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        for chunk in map(group.column, range(group.num_columns)):
+            size = chunk.total_uncompressed_size
+            if chunk.path_in_schema.partition(".")[0] in columns and size > MAX_CELL_BYTES * max(1, group.num_rows):
+                raise ValueError(f"{size} bytes in {group.num_rows} rows of column '{chunk.path_in_schema}'")
+
+
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     with _reading(path):
-        # A buffer makes pyarrow read a column chunk in parts. Threads would read row groups ahead.
-        batches = _open(path).iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns), use_threads=False)
+        file = _open(path)
+        _check_sizes(file, columns)
+        batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns), use_threads=False)
     while True:
         with _reading(path):
             batch = next(batches, None)
@@ -210,7 +226,8 @@ def _open(path: Path) -> Any:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ConfigError("Parquet needs pyarrow", fix="pip install 'mmrep[search]'") from error
-    return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+    # A buffer, and none filled ahead: else pyarrow holds a whole row group, which may be the whole file.
+    return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ CREATE TABLE blobs (digest BLOB PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE rows (place INTEGER PRIMARY KEY, cells TEXT NOT NULL);
 CREATE TABLE rejects (place INTEGER, field TEXT, value TEXT, reason TEXT);
 """
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 16
 """Rows that are written at a time."""
 MOST_OPEN = 64
 """SQLite files that are open at a time."""

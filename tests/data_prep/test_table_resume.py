@@ -176,7 +176,7 @@ def test_a_damaged_shard_is_made_anew(
     third.write_bytes(whole)
     capsys.readouterr()
     assert main(command(table, tmp_path / "out", 1)) == 0
-    assert "2 of 21 shards were there" in capsys.readouterr().err
+    assert "2 of 22 shards were there" in capsys.readouterr().err
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
 
 
@@ -222,7 +222,7 @@ def test_ray_writes_the_same_bytes_and_goes_on(
     interrupted(table, tmp_path / "out", monkeypatch)
     capsys.readouterr()
     assert main(command(table, tmp_path / "out", 1, "--engine", "ray", "--concurrency", "1")) == 0
-    assert "5 of 21 shards were there" in capsys.readouterr().err
+    assert "5 of 22 shards were there" in capsys.readouterr().err
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
 
 

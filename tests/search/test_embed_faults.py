@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from mmrep.cli.embed import run
-from mmrep.data.index import Index
 from mmrep.search import EmbeddingJob
 from tests.killed import ended, forked
 from tests.search.conftest import embed, small
@@ -102,4 +103,15 @@ def test_ranks_of_torchrun_say_their_share(
         assert ("complete: 88 samples in 5 shards" in found.out) == bool(rank)
     embed(small(), tiny_shards, tmp_path / "expected")
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
-    assert len(Index.load(tiny_shards).shards) == 5
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it(stored: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    command = words(stored, tiny_shards, tmp_path / "out")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmrep"]
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "share 0 of 2 (RANK), on cpu" in done.stderr and "share 1 of 2 (RANK), on cpu" in done.stderr
+    assert "complete: 88 samples in 5 shards" in done.stdout
+    embed(small(), tiny_shards, tmp_path / "expected")
+    assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
