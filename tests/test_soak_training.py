@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.soak import MOST_GROWTH, growth, soak
+from benchmarks.soak import MOST_GROWTH, RESULT, growth, soak
 from benchmarks.soak_watch import children, open_files, private_memory
+
+ROOT = Path(__file__).parents[1]
 
 
 def notes(**slopes: float) -> list[dict[str, int]]:
@@ -61,6 +64,18 @@ def test_it_counts_this_process(tmp_path: Path) -> None:
         child.kill()
         child.wait()
     assert private_memory(child.pid) == 0 and open_files(child.pid) == 0
+
+
+def test_the_page_has_the_figures_of_the_result() -> None:
+    runs = json.loads((ROOT / RESULT).read_text())["runs"]
+    assert [(run["ranks"], run["steps"], run["faults"], run["repeated"]) for run in runs] == [
+        (1, 5000, [], {}),
+        (2, 5000, [], {}),
+    ]
+    page = (ROOT / "docs" / "multi_node.md").read_text()
+    (alone,), ranks = (run["growth"] for run in runs)
+    assert f"| +{alone['memory_bytes'] / 1e6:.1f} MB of" in page
+    assert max(rank["memory_bytes"] for rank in ranks) < 1e5 and "below +0.1 MB" in page
 
 
 @pytest.mark.slow

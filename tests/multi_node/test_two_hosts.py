@@ -137,6 +137,26 @@ def test_as_srun_starts_it_over_an_earlier_run_in_a_shared_folder(
     )
 
 
+def test_the_test_split_is_counted_once_over_both(
+    config: Path, alone: Path, hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    checkpoint = alone / "runs" / "run" / "checkpoints" / "last.ckpt"
+
+    def on(folder: Path) -> list[str]:
+        start_words = ["test", "--config", str(config), "--name", "run", "--runs", str(folder / "runs")]
+        return [*start_words, "--ckpt_path", str(checkpoint)]
+
+    assert main(on(tmp_path / "one")) == 0
+    assert wait(start(hosts, lambda _: on(tmp_path / "two"), tmp_path), SECONDS) == [0, 0]
+    one, two = (
+        next(csv.DictReader((tmp_path / name / "runs" / "run" / "test" / "metrics.csv").open()))
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys() and "test/audio+text->image/recall@1" in one
+    for name in one:
+        assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-6), name
+
+
 def test_a_node_that_cannot_see_the_checkpoint_ends_the_run(
     config: Path, alone: Path, hosts: tuple[Host, Host], tmp_path: Path
 ) -> None:
