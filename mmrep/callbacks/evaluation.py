@@ -12,6 +12,8 @@ from mmrep.errors import ConfigError
 
 PREFIX = "eval/"
 """Of all that these callbacks log."""
+VALIDATING = ("fit", "validate")
+"""The stages in which there is something to log."""
 
 
 class EvaluationCallback(pl.Callback):

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmrep.callbacks.evaluation import EvaluationCallback, run_data
+from mmrep.callbacks.evaluation import VALIDATING, EvaluationCallback, run_data
 from mmrep.callbacks.labelled_features import labelled_features
 from mmrep.callbacks.online_linear_probe import check_labelled
 from mmrep.data.dataset import check_modalities
@@ -97,6 +97,8 @@ class KNNProbe(EvaluationCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out before the first step that data, splits, label or modality are not there."""
+        if stage not in VALIDATING:
+            return
         self._bank_data = self.data or run_data(trainer, type(self).__name__, train=True)
         self._data = self.data or run_data(trainer, type(self).__name__)
         model = pl_module.model

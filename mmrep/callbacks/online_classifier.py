@@ -32,7 +32,7 @@ class OnlineClassifier:
     """
 
     def __init__(
-        self, width: int, num_classes: int, *, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0
+        self, width: int, num_classes: int, *, lr: float = 2.0, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         self.width, self.num_classes = width, num_classes
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay

@@ -59,7 +59,7 @@ class OnlineLinearProbe(EvaluationCallback):
         label: str | None = None,
         *,
         name: str | None = None,
-        lr: float = 1.0,
+        lr: float = 2.0,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         every_n_epochs: int = 1,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from mmrep.callbacks.evaluation import EvaluationCallback, run_data
+from mmrep.callbacks.evaluation import VALIDATING, EvaluationCallback, run_data
 from mmrep.errors import ConfigError, check_choice
 from mmrep.evaluation.retrieval import Direction, all_directions
 from mmrep.evaluation.sources import Source, check_split, class_task, open_source, retrieval_encoders
@@ -88,6 +88,8 @@ class ZeroShotEvaluation(EvaluationCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out before the first step that the data are not there, or not of this task, or not for this model."""
+        if stage not in VALIDATING:
+            return
         self.data = self.data or run_data(trainer, type(self).__name__)
         source, model = open_source(self.data), pl_module.model
         assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
