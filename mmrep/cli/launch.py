@@ -80,8 +80,8 @@ def launched() -> Launch | None:
     """The launch of this process; None where nobody but the user, or Lightning itself, started it.
 
     Raises:
-        ConfigError: If the nodes have unequal numbers of processes, which Lightning cannot train on, or if torchrun's restarts
-            can hang.
+        ConfigError: If the nodes have unequal numbers of processes, or SLURM was not told how many, which Lightning cannot
+            train on; or if torchrun's restarts can hang.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # first, since torchrun may itself be started by srun
         repeated = _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
@@ -93,6 +93,10 @@ def launched() -> Launch | None:
             )
         return _launch("torchrun", "RANK", "WORLD_SIZE", "GROUP_WORLD_SIZE", repeated)
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        if _number("SLURM_NTASKS", 1) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise ConfigError(
+                "the job names --ntasks alone", where="sbatch", fix="give --ntasks-per-node, one for each GPU"
+            )
         return _launch("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NNODES", _number("SLURM_RESTART_COUNT", 0) > 0)
     return None
 

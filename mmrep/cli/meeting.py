@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,8 @@ from mmrep.errors import MmrepError
 
 POLL = 0.2
 """Seconds between two looks at the store."""
+PATIENCE = 30.0
+"""Seconds until it is said that others are waited for."""
 FAREWELL = 60.0
 """Seconds that a process that cannot start takes at most to tell the others."""
 READY, FAILED, HEARD = "mmrep/start/ready", "mmrep/start/failed", "mmrep/start/heard"
@@ -48,25 +51,32 @@ class Meeting:
         Raises:
             StartError: If one of them says that it cannot start, or is not heard of for a time.
         """
-        launch, until = self._launch, time.monotonic() + seconds
-        if launch is None:
+        if self._launch is None:
             return
-        store = self._open(launch, seconds)
+        launch, self._launch = self._launch, None
+        try:
+            self._wait(launch, self._open(launch, seconds), seconds)
+        except RuntimeError as error:  # of the store
+            raise StartError("rank 0 has not started, or is gone", fix="see what it says itself") from error
+
+    def _wait(self, launch: Launch, store: Any, seconds: float) -> None:
+        began, said = time.monotonic(), False
         store.add(READY, 1)
-        while store.add(READY, 0) < launch.world:
+        while (ready := store.add(READY, 0)) < launch.world:
             if store.check([FAILED]):
-                self._launch = None
                 reason = store.get(FAILED).decode()
                 store.add(HEARD, 1)
                 raise StartError(reason, fix="see what it says itself")
-            if time.monotonic() > until:
-                self._launch = None
+            waited, who = time.monotonic() - began, f"{ready} of {launch.world} processes started"
+            if waited > seconds:
                 raise StartError(
-                    f"{store.add(READY, 0)} of {launch.world} processes started within {seconds:g} s",
-                    fix="see what the others say, and whether all nodes were started; --hang_after is the time to wait",
+                    f"{who} within {seconds:g} s",
+                    fix=f"see what the others say, and whether {launch.by} was called on all nodes; --hang_after is the time",
                 )
+            if waited > PATIENCE and launch.rank == 0 and not said:
+                print(f"mmrep: {who} by {launch.by}; waiting for the others", file=sys.stderr, flush=True)
+                said = True
             time.sleep(POLL)
-        self._launch = None
 
     def _tell(self, launch: Launch, error: BaseException) -> None:
         """Say that this process cannot start; the first that says so counts. The host of the store waits until it was heard."""

@@ -82,6 +82,13 @@ def test_unequal_nodes_are_refused(environment: Any) -> None:
         launched()
 
 
+def test_a_job_of_tasks_without_nodes_is_refused(environment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(as_srun(HOSTS, 0, 0))
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(ConfigError, match="give --ntasks-per-node"):
+        launched()
+
+
 @pytest.mark.parametrize("launcher", [as_torchrun, as_srun])
 def test_one_process_of_all_nodes_owns_the_run_folder(launcher: Any, environment: Any, tmp_path: Path) -> None:
     """The first process of the second node is not the first one: it would remove what the first has written."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import mmrep
 from mmrep.callbacks import watchdog
-from mmrep.cli import main
+from mmrep.cli import main, meeting
 from mmrep.data.index import Index
 from tests.data.server import served
 from tests.multi_node.hosts import Host, two_hosts, wait
@@ -234,8 +234,10 @@ def test_all_nodes_with_the_same_mistake_say_it_and_end(config: Path, hosts: tup
 
 
 def test_a_node_that_was_not_started_is_missed_after_a_time(
-    config: Path, hosts: tuple[Host, Host], tmp_path: Path
+    config: Path, hosts: tuple[Host, Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(meeting, "PATIENCE", 0.5)
+
     def on(node: int) -> list[str]:
         return words(config, tmp_path, "--hang_after", "3")
 
@@ -243,7 +245,19 @@ def test_a_node_that_was_not_started_is_missed_after_a_time(
     given = as_torchrun(hosts, 0, 0)
     process = hosts[0].fork(command(on(0), 0), tmp_path / "out" / "rank0.txt", given)
     assert wait([process], 20) == [2]
-    assert "1 of 2 processes started within 3 s" in process.output.read_text()
+    said = process.output.read_text()
+    assert said.count("mmrep: 1 of 2 processes started by torchrun; waiting for the others") == 1
+    assert "mmrep: error: 1 of 2 processes started within 3 s" in said
+
+
+def test_without_the_first_node_the_others_end_after_a_time(
+    config: Path, hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run = command(words(config, folder, "--hang_after", "2"), 1)
+    process = hosts[1].fork(run, tmp_path / "rank1.txt", as_torchrun(hosts, 1, 0))
+    assert wait([process], 30) == [2]
+    assert "mmrep: error: rank 0 has not started, or is gone; see what it says itself" in process.output.read_text()
 
 
 def test_started_again_by_torchrun_the_run_goes_on(
