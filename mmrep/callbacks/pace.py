@@ -25,7 +25,7 @@ class Pace:
     """Rates over the last batches, and the time left.
 
     The rates are those of training: time of validation and of writing checkpoints is in none of them. The time left holds
-    both, as much for each step to come as they took for each step up to the last validation.
+    both: as much validation for each step to come as there was for each step up to the last one.
 
     Args:
         clock: Runs through the training.
@@ -35,12 +35,17 @@ class Pace:
     def __init__(self, clock: StepClock, window: int = WINDOW) -> None:
         self.clock = clock
         self._marks: deque[Mark] = deque(maxlen=window + 1)
+        self._rates: tuple[float, float] | None = None
+        self._step: float | None = None  # seconds of a step, the mean, with checkpoints and without validation
+        self._validation = 0.0  # seconds of validation for each step
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was: it was no rate of the run, as that of the first steps is none. The clock begins anew."""
+        """Forget what was, as that of the first steps is no pace of the run. The clock begins anew.
+
+        The rates are the earlier ones until the next batch is done.
+        """
         self.clock.reset()
-        self._beside = 0.0  # seconds of validation and checkpoints for each step
         self._marks.clear()
         self._marks.append(Mark(0, 0, 0.0, 0.0))
 
@@ -53,27 +58,29 @@ class Pace:
         """
         seconds, last = self.clock.seconds(), self._marks[-1]
         training = sum(seconds.values()) - seconds[VALIDATION] - seconds[CHECKPOINT]
-        self._marks.append(Mark(last.samples + samples, steps, training, seconds[DATA]))
+        mark = Mark(last.samples + samples, steps, training, seconds[DATA])
+        self._marks.append(mark)
+        first = self._marks[0]
+        if steps:
+            self._step = (training + seconds[CHECKPOINT]) / steps
+        if (passed := mark.training - first.training) > 0:
+            self._rates = ((mark.samples - first.samples) / passed, (mark.data - first.data) / passed)
 
     def validated(self) -> None:
         """A validation is over."""
         seconds, steps = self.clock.seconds(), self._marks[-1].steps
         if steps:
-            self._beside = (seconds[VALIDATION] + seconds[CHECKPOINT]) / steps
+            self._validation = seconds[VALIDATION] / steps
 
     @property
     def samples_per_second(self) -> float | None:
         """Over all ranks; None before the first batch."""
-        first, last = self._marks[0], self._marks[-1]
-        passed = last.training - first.training
-        return (last.samples - first.samples) / passed if passed > 0 else None
+        return self._rates and self._rates[0]
 
     @property
     def data_wait_share(self) -> float | None:
         """Share of the time of training in which this rank waited for its next batch; None before the first."""
-        first, last = self._marks[0], self._marks[-1]
-        passed = last.training - first.training
-        return (last.data - first.data) / passed if passed > 0 else None
+        return self._rates and self._rates[1]
 
     def seconds_left(self, steps: float) -> float | None:
         """Seconds that so many steps will take, at the mean pace so far; None where that is unknown.
@@ -81,10 +88,9 @@ class Pace:
         Args:
             steps: Infinite where the run has no end.
         """
-        last = self._marks[-1]
-        if not last.steps or steps == float("inf"):
-            return None
-        return max(0.0, steps) * (last.training / last.steps + self._beside)
+        return (
+            None if self._step is None or steps == float("inf") else max(0.0, steps) * (self._step + self._validation)
+        )
 
     def describe(self, steps_left: float) -> dict[str, str]:
         """What is shown while a run goes on: rate, share of waiting, time left; what is unknown is left out."""

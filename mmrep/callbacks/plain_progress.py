@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
+from mmrep.callbacks.model_line import model_line
 from mmrep.callbacks.throughput import Throughput
 
 SHOWN = ("train/loss", "val/loss")
@@ -27,11 +28,17 @@ class PlainProgress(Callback):
         self.throughput, self.interval = throughput, interval
         self._last = 0.0
 
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        print(model_line(pl_module), flush=True)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if time.monotonic() - self._last > self.interval:
+        if (
+            time.monotonic() - self._last > self.interval and not trainer.is_last_batch
+        ):  # the epoch's own line comes next
             self._line(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

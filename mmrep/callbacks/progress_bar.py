@@ -7,7 +7,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 
+from mmrep.callbacks.model_line import model_line
 from mmrep.callbacks.throughput import Throughput
 
 EVERY = 0.5
@@ -20,12 +22,17 @@ class RunProgressBar(RichProgressBar):
 
     Args:
         throughput: Knows the rates; a callback of the same trainer, before this one.
+        console_kwargs: Of rich's console.
     """
 
-    def __init__(self, throughput: Throughput) -> None:
-        super().__init__(refresh_rate=10)
+    def __init__(self, throughput: Throughput, console_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(refresh_rate=10, console_kwargs=console_kwargs)
         self.throughput = throughput
         self._last, self._figures = 0.0, dict[str, str]()
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        print(model_line(pl_module), flush=True)
 
     def configure_columns(self, trainer: pl.Trainer) -> list[Any]:
         """Epoch, bar, batches: without Lightning's two columns of time and speed."""

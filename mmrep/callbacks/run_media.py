@@ -66,7 +66,7 @@ class RunMedia(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, OfflineSafeWandbLogger):
                 rows = [[name, *(figures[column] for column in COLUMNS)] for name, figures in retrieved.items()]
-                logger.log_table("val/retrieval", ("direction", *COLUMNS), rows, table(HEADINGS, shown, (0,)))
+                logger.log_rows("val/retrieval", ("direction", *COLUMNS), rows, table(HEADINGS, shown, (0,)))
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("val/retrieval", markdown(HEADINGS, shown), trainer.global_step)
 

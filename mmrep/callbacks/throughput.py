@@ -51,8 +51,8 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         clock = StepClock(CudaStamps() if trainer.strategy.root_device.type == "cuda" else None)
         self._until.enter_context(running(clock))
-        theirs = trainer.profiler
-        trainer.profiler = ClockProfiler(clock, theirs)
+        connected: Any = trainer  # Lightning sets what follows without declaring it
+        theirs, connected.profiler = connected.profiler, ClockProfiler(clock, connected.profiler)
         self._until.callback(setattr, trainer, "profiler", theirs)
         self.pace = Pace(clock)
         self._first_step, self._samples = trainer.global_step, 0
@@ -113,7 +113,7 @@ class Throughput(pl.Callback):
             warmup_steps=warmup_steps,
         )
         self.report["peak_memory_bytes"] = {name: [round(value) for value in columns[name]] for name in memory}
-        if self.path is not None and trainer.is_global_zero:  # type: ignore[attr-defined]  # set by a connector
+        if self.path is not None and trainer.is_global_zero:
             self._write(self.path)
 
     def _write(self, path: Path) -> None:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.loggers.logger import DummyExperiment
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 from mmrep.files import replacing
@@ -44,10 +44,9 @@ class OfflineSafeWandbLogger(WandbLogger):
         self._wandb_init.pop("anonymous", None)  # wandb warns of it, even where it is not used
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
         """The run at wandb; on other ranks than the first something that does nothing."""
-        if rank_zero_only.rank > 0:
-            return DummyExperiment()
         if self._experiment is None:
             run: Any = self._begin()
             run.define_metric("trainer/global_step")
@@ -70,7 +69,7 @@ class OfflineSafeWandbLogger(WandbLogger):
         self._surviving(lambda: self._log_html(name, html))
 
     @rank_zero_only
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], html: str) -> None:
+    def log_rows(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], html: str) -> None:
         """A `wandb.Table`, or ``html`` in its place: for a table wandb asks its server first, and may wait for it.
 
         Args:
@@ -120,7 +119,9 @@ class OfflineSafeWandbLogger(WandbLogger):
         import wandb
 
         self._wandb_init["id"] = self._id = self._run_id()
-        timeouts = {name: value for name, value in TIMEOUTS.items() if f"WANDB_{name.upper()}" not in os.environ}
+        timeouts: dict[str, Any] = {
+            name: value for name, value in TIMEOUTS.items() if f"WANDB_{name.upper()}" not in os.environ
+        }
         settings = wandb.Settings(**timeouts)
         try:
             return wandb.init(**self._wandb_init, settings=settings)

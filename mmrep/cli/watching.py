@@ -45,13 +45,16 @@ class Watching:
 
     def trainer_options(self) -> dict[str, Any]:
         """What goes into the trainer's constructor."""
-        chosen, given = self.options.trainer, {}
+        chosen = self.options.trainer
+        given: dict[str, Any] = {}
         if not self.dry and not self._own_loggers:
             given["logger"] = self._loggers()
         if self._shows_progress:
             given["enable_progress_bar"] = False
         if chosen.enable_model_summary is None:
-            given["enable_model_summary"] = sys.stderr.isatty()
+            given["enable_model_summary"] = (
+                False  # of one module, "model"; the progress begins with a line that says more
+            )
         return given
 
     def add_to(self, trainer: pl.Trainer) -> None:

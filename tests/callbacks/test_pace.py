@@ -35,12 +35,12 @@ def test_rate_and_share_are_of_training_and_the_time_left_has_validation_in_it()
     aside(clock, hand, VALIDATION, 6.0)
     aside(clock, hand, CHECKPOINT, 2.0)
     pace.validated()
-    assert pace.seconds_left(10) == pytest.approx(10 * (2 + 8 / 4))
+    assert pace.seconds_left(10) == pytest.approx(10 * (2 + 6 / 4))
     step(clock, hand, data=0.5, rest=1.5)
     pace.batch(64, 5)
     assert pace.samples_per_second == pytest.approx(32) and pace.data_wait_share == pytest.approx(0.25)
-    assert pace.seconds_left(10) == pytest.approx(10 * (2 + 8 / 4))
-    assert pace.describe(10) == {"samples/s": "32", "data wait": "25 %", "ETA": "0:00:40"}
+    assert pace.seconds_left(10) == pytest.approx(10 * (12 / 5 + 6 / 4))
+    assert pace.describe(10) == {"samples/s": "32", "data wait": "25 %", "ETA": "0:00:39"}
 
 
 def test_a_run_without_end_has_rates_and_no_time_left() -> None:
@@ -59,6 +59,7 @@ def test_rates_are_of_the_last_batches_and_begin_again_after_the_first_steps() -
         pace.batch(10, number)
     assert pace.samples_per_second == pytest.approx(10) and pace.seconds_left(1) == pytest.approx(34)
     pace.begin()
+    assert pace.samples_per_second == pytest.approx(10), "what is shown until there is another"
     hand.time += 2.0
     pace.batch(10, 1)
     assert pace.samples_per_second == pytest.approx(5) and pace.seconds_left(1) == pytest.approx(2)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.profilers import SimpleProfiler
 
 from mmrep.batch import Batch
@@ -56,7 +56,7 @@ def fit(shards: Path, callbacks: list[pl.Callback], *, ckpt_path: str | None = N
         devices=1,
         logger=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_model_summary=False,
         callbacks=callbacks,
         use_distributed_sampler=False,

@@ -152,7 +152,7 @@ def test_whatever_wandb_raises_is_said_once(tmp_path: Path, recwarn: pytest.Warn
     for step in range(3):
         logger.log_metrics({"a": 1.0}, step)
     logger.log_page("page", "<p>")
-    logger.log_table("table", ["a"], [[1]], "<p>")
+    logger.log_rows("table", ["a"], [[1]], "<p>")
     about = [str(w.message) for w in recwarn if "wandb failed" in str(w.message)]
     assert about == [
         f"wandb failed (the service is gone); the run goes on, afterwards: wandb sync {tmp_path}/run/wandb/*run-*"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,10 +34,12 @@ def records(path: Path) -> Iterator[Any]:
             parts = b""
 
 
-def contents(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    """Config, rows of the history, and the id of the run."""
+def contents(path: Path, patience: float = 10.0) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+    """Config, rows of the history, and the id of the run; waits for the last record, which another process writes."""
     config: dict[str, Any] = {}
-    history, run_id = [], ""
+    history, run_id, end = [], "", time.monotonic() + patience
+    while time.monotonic() < end and all(record.WhichOneof("record_type") != "exit" for record in records(path)):
+        time.sleep(0.1)
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
