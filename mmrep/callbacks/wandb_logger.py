@@ -66,7 +66,7 @@ class OfflineSafeWandbLogger(WandbLogger):
     @rank_zero_only
     def log_page(self, name: str, html: str) -> None:
         """A page of HTML."""
-        self._surviving(lambda: self._log_html(name, html))
+        self._surviving(lambda: _log_html(self.experiment, name, html))
 
     @rank_zero_only
     def log_rows(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], html: str) -> None:
@@ -79,13 +79,15 @@ class OfflineSafeWandbLogger(WandbLogger):
             html: The same as a page.
         """
 
+        run = self.experiment
+
         def send() -> None:
             import wandb
 
             try:
-                self.experiment.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+                run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
             except Exception:
-                self._surviving(lambda: self._log_html(name, html))
+                self._surviving(lambda: _log_html(run, name, html))
 
         if self._waits(0):
             self.log_page(name, html)
@@ -100,18 +102,13 @@ class OfflineSafeWandbLogger(WandbLogger):
             self._sender.join(patience)
         return self._sender is not None and self._sender.is_alive()
 
-    def _log_html(self, name: str, html: str) -> None:
-        import wandb
-
-        self.experiment.log({name: wandb.Html(html, inject=False)})
-
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Send what is left, but no longer than the time-out."""
         if self._experiment is not None:
             run: Any = self._experiment
             if self._waits():
-                self._surviving(lambda: self._log_html(*self._sent))
+                self._surviving(lambda: _log_html(run, *self._sent))
             self._surviving(lambda: run.finish(exit_code=0 if status == "success" else 1))
             self._experiment = None
 
@@ -129,7 +126,10 @@ class OfflineSafeWandbLogger(WandbLogger):
             self._warn(f"wandb cannot be reached ({_first_line(error)})")
             with suppress(Exception):
                 wandb.teardown()  # a run that did not begin would hold its id
-        return wandb.init(**self._wandb_init, settings=settings, mode="offline")
+        try:
+            return wandb.init(**self._wandb_init, settings=settings, mode="offline")
+        except Exception:
+            return wandb.init(mode="disabled")
 
     def _run_id(self) -> str:
         path = self.folder / ID_FILE
@@ -145,10 +145,15 @@ class OfflineSafeWandbLogger(WandbLogger):
             self._warn(f"wandb failed ({_first_line(error)})")
 
     def _warn(self, what: str) -> None:
-        if not self._warned:
-            folder = self.folder / "wandb"
-            rank_zero_warn(f"{what}; the run goes on, afterwards: wandb sync {folder}/*run-*")
-        self._warned = True
+        said, self._warned = self._warned, True
+        if not said:
+            rank_zero_warn(f"{what}; the run goes on, afterwards: wandb sync {self.folder / 'wandb'}/*run-*")
+
+
+def _log_html(run: Any, name: str, html: str) -> None:
+    import wandb
+
+    run.log({name: wandb.Html(html, inject=False)})
 
 
 def _first_line(error: Exception) -> str:

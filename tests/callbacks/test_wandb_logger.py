@@ -160,6 +160,26 @@ def test_whatever_wandb_raises_is_said_once(tmp_path: Path, recwarn: pytest.Warn
     logger.finalize("failed")
 
 
+def test_where_wandb_cannot_write_either_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    init, modes = wandb.init, list[str]()
+
+    def refuse(*, mode: str | None = None, **options: Any) -> Any:
+        modes.append(mode or "as asked")
+        if mode != "disabled":
+            raise OSError("no space left on device")
+        return init(mode=mode, **options)
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    logger = OfflineSafeWandbLogger(tmp_path / "run", "mmrep")
+    for step in range(3):
+        logger.log_metrics({"a": 1.0}, step)
+    logger.log_rows("table", ["a"], [[1]], "<p>")
+    logger.finalize("success")
+    assert modes == ["as asked", "offline", "disabled"] and len([w for w in recwarn if "wandb" in str(w.message)]) == 1
+
+
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_what_is_not_installed_is_named_in_one_line(
     package: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
