@@ -439,7 +439,11 @@ def plot(numbers: Numbers) -> None:
     )
     for axes, name in zip((by_batch, by_gpus, efficiency), names, strict=True):
         axes.set_xscale("log", base=2)
-        axes.set_ylim(0, 101)
+        if axes is efficiency:
+            axes.set_ylim(0, 101)
+        else:
+            axes.set_yscale("log")
+            axes.set_ylim(0.05, 130)
         axes.set_title(name, fontsize=9)
         axes.grid(alpha=0.3)
         axes.set_xlabel("global batch" if axes is by_batch else "GPUs", fontsize=9)

@@ -154,10 +154,10 @@ def make_open_clip(module: PairwiseCLIP) -> nn.Module:
     import open_clip
 
     model: nn.Module = open_clip.CLIP(**MODEL, output_dict=True)
-    towers: dict[str, Any] = module.model.by_modality
+    towers: dict[str, Any] = dict(module.model.by_modality)
     weights = {f"visual.{name}": value for name, value in towers["image"].tower.state_dict().items()}
     weights |= dict(towers["text"].tower.state_dict())
-    model.load_state_dict({**weights, "logit_scale": module.model.loss.logit_scale.detach().clone()})
+    model.load_state_dict({**weights, "logit_scale": module.model.loss.state_dict()["logit_scale"].clone()})
     return model
 
 
@@ -218,8 +218,8 @@ def plain(module: PairwiseCLIP) -> Loop:
 
 def open_clip(model: nn.Module, loss: nn.Module) -> Loop:
     """open_clip's training loop, as its command line sets it up, but for lr, betas and eps, which are ours."""
-    from open_clip_train.scheduler import cosine_lr
-    from open_clip_train.train import train_one_epoch
+    from open_clip_train.scheduler import cosine_lr  # type: ignore[import-untyped]  # ships no types
+    from open_clip_train.train import train_one_epoch  # type: ignore[import-untyped]
 
     def run(batches: Iterator[Any], count: int) -> None:
         named = list(model.named_parameters())

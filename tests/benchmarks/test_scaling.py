@@ -156,7 +156,7 @@ def test_the_published_scaling_is_reproduced_within_five_points_of_efficiency() 
 
 def test_the_waiting_is_what_fits_best() -> None:
     def error(waiting: float) -> float:
-        return sum(
+        return math.fsum(
             ((ours - samples / found.samples[0]) / 2**power) ** 2
             for found in scaling.NEMO
             for power, (ours, samples) in enumerate(zip(scaling.speedups(found, waiting), found.samples, strict=True))
@@ -185,6 +185,26 @@ def test_the_committed_result_is_of_these_formulas() -> None:
         assert found["loss_gathered"] == pytest.approx(again.cost.gathered)
         assert found["loss_memory"] == pytest.approx(again.cost.memory)
     assert (ROOT / scaling.PLOT).stat().st_size > 20_000
+
+
+def test_the_page_draws_the_conclusions_of_its_tables() -> None:
+    numbers, page = Numbers(), (ROOT / "benchmarks/scaling.md").read_text()
+    quadratic = [case for case in scaling.CASES if case[0] not in ("symile-all", "swav")]
+    at_32k = [row(loss, 64, 32768, numbers, m).time.loss_share for loss, m in quadratic]
+    assert max(at_32k) < 0.06 and at_32k[0] == pytest.approx(0.014, abs=5e-4)
+    on_256 = [row(loss, 256, 32768, numbers, m).time for loss, m in quadratic]
+    shares = [time.loss_traffic / (time.loss_traffic + time.gradients) for time in on_256]
+    assert min(shares) == pytest.approx(0.10, abs=5e-3) and max(shares) == pytest.approx(0.18, abs=5e-3)
+    left = {n: row("pairwise", 1024, n, numbers).time for n in (32768, 131072)}
+    assert left[131072].encoders / left[131072].total == pytest.approx(0.76, abs=5e-3)
+    assert left[32768].encoders / left[32768].total == pytest.approx(0.60, abs=0.02)
+    assert row("symile-all", 1, 32768, numbers).time.total == pytest.approx(3600, rel=0.01)
+    assert [round(row("swav", w, 32768, numbers).cost.sent / 1e6) for w in (256, 1024)] == [18, 74]
+    assert row("pairwise", 8, 131072, numbers).cost.memory / 2**30 == pytest.approx(1.7, abs=0.05)
+    alone = row("swav", 8, 131072, numbers)
+    assert alone.reader_cores == pytest.approx(42, abs=0.5) and alone.reader_rate == pytest.approx(0.9e9, rel=0.05)
+    for said in ("pairwise CLIP 1.4 %", "131,072 leave 76 %", "74 MB on 1,024", "1.7 GiB", "42 of its cores"):
+        assert said in page
 
 
 def test_it_prints_a_table_of_the_users_numbers(capsys: pytest.CaptureFixture[str]) -> None:
