@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import logging
 import math
 import statistics
@@ -92,8 +93,8 @@ def open_clip_training(machine: Machine, batch: int, accum_freq: int = 1) -> Tra
     """open_clip's own loop over batches of ``batch / accum_freq``, as ``--precision amp_bf16 --accum-freq`` runs it."""
     import open_clip
     from open_clip.loss import ClipLoss
-    from open_clip_train.train import train_one_epoch
 
+    train_one_epoch = importlib.import_module("open_clip_train.train").train_one_epoch
     torch.manual_seed(0)
     model = open_clip.CLIP(**machine.model, output_dict=True).to(machine.device)
     kept = [weight for weight in model.parameters() if weight.ndim < 2]

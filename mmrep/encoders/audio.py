@@ -63,7 +63,8 @@ class LogMel(MelSpectrogram):
     def __init__(self, rate: int, mels: int) -> None:
         super().__init__(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 50, n_mels=mels)
 
-    @torch.compiler.disable  # a Fourier transform gains nothing, and torchaudio's code does not compile in one piece
+    # A Fourier transform gains nothing from it, and torchaudio's code does not compile in one piece.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, waveform: Tensor, masked: bool = False) -> Tensor:
         """Without gradients; ``masked`` blanks a random band and a random stretch of each clip."""
         # Power spectra overflow half precision.

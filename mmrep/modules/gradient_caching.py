@@ -10,6 +10,7 @@ when the last part has added to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -117,7 +118,8 @@ def refuse_changing_state(model: MultimodalModel) -> None:
         ConfigError: With the first such buffer.
     """
     refuse_mixing_layers(model)
-    for modality, encoder in model.encoders.items():
+    encoders: dict[str, Any] = dict(model.encoders.items())
+    for modality, encoder in encoders.items():
         for name in changed_buffers(encoder):
             raise ConfigError(
                 "micro_batch_size: a forward pass changes this buffer, and each part passes twice",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ def prepare_encoders(
     """
     if caching is not None:
         refuse_mixing_layers(model)
-    encoders: dict[str, Encoder] = dict(model.encoders.items())  # type: ignore[arg-type]  # of a ModuleDict
+    encoders: dict[str, Any] = dict(model.encoders.items())
     if activation_checkpointing and not sum([checkpoint_activations(encoder) for encoder in encoders.values()]):
         kinds = ", ".join(f"{name} ({type(encoder).__name__})" for name, encoder in encoders.items())
         raise ConfigError(

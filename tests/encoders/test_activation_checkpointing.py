@@ -135,6 +135,26 @@ def test_memory_falls_with_the_blocks() -> None:
     assert peak_allocated(lambda: encoder(inputs).sum().backward()) < 0.35 * whole
 
 
+def test_in_parts_the_blocks_run_three_times() -> None:
+    encoder = SeriesEncoder(8, channels=2, length=64, width=8, stages=2)
+    inputs, calls = torch.randn(4, 2, 64), 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    encoder.backbone[1].convolutions[0].register_forward_hook(count)  # type: ignore[union-attr,index]  # of a Block1d
+    for size, expected in ((None, 1), (2, 4)):
+        calls = 0
+        gradients(encoder, inputs, size)
+        assert calls == expected
+    checkpoint_activations(encoder)
+    for size, expected in ((None, 2), (2, 6)):
+        calls = 0
+        gradients(encoder, inputs, size)
+        assert calls == expected
+
+
 @pytest.mark.parametrize(
     "make",
     [

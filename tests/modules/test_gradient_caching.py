@@ -421,6 +421,17 @@ def test_gradients_of_parts_add_up_in_fp32_under_bf16() -> None:
         assert error(found(GradientCaching(4))) > 1e-3, "the check can fail"
 
 
+def test_validation_goes_in_parts(tiny_shards: Path) -> None:
+    trained, (batch, _) = PairwiseCLIP(ENCODERS, embed_dim=8, micro_batch_size=3).eval(), batches("clip", tiny_shards)
+    sizes: list[int] = []
+    trained.model.encoders["text"].register_forward_pre_hook(lambda _m, arguments: sizes.append(len(arguments[0])))
+    with torch.no_grad():
+        rows = trained(batch)
+        assert sizes == [3, 3, 2]
+        for name, expected in trained.model(batch.inputs).items():
+            assert torch.allclose(rows[name], expected, atol=1e-5), name
+
+
 def test_swav_of_multi_crop_goes_in_parts_of_samples() -> None:
     views: Input = [torch.arange(5)[:, None].expand(5, 2), torch.arange(5)[:, None].expand(5, 3)]
     parts = split(views, 2)
