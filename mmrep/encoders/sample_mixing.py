@@ -42,10 +42,10 @@ def changed_buffers(encoder: Encoder) -> list[str]:
 
     Two blank samples go through the encoder in the mode that it is in. Buffers and random numbers are left as they were.
     """
-    devices = {tensor.device for tensor in (*encoder.parameters(), *encoder.buffers())} or {torch.device("cpu")}
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
-    with torch.random.fork_rng([device for device in devices if device.type == "cuda"]), torch.no_grad():
-        encoder.forward(_blanks(encoder, next(iter(devices))))  # not compiled: it runs once
+    weight = next(encoder.parameters(), torch.zeros(()))
+    with torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad():
+        encoder.forward(_blanks(encoder, weight))  # not compiled: it runs once
     found = []
     for name, buffer in encoder.named_buffers():
         old = before.get(name)
@@ -56,11 +56,14 @@ def changed_buffers(encoder: Encoder) -> list[str]:
     return found
 
 
-def _blanks(encoder: Encoder, device: torch.device) -> Input:
+def _blanks(encoder: Encoder, like: Tensor) -> Input:
+    """Two blank samples on the device, and floats in the type, of a weight."""
     blank = encoder.blank(train=True)
-    if isinstance(blank, Tensor):
-        return torch.stack([blank, blank]).to(device)
-    return [torch.stack([views, views]).to(device) for views in blank]
+
+    def two(views: Tensor) -> Tensor:
+        return torch.stack([views, views]).to(like.device, like.dtype if views.is_floating_point() else None)
+
+    return two(blank) if isinstance(blank, Tensor) else [two(views) for views in blank]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -388,6 +388,7 @@ def test_what_a_pass_changes_is_refused_before_the_first_step(layer: Callable[[]
 def test_all_modules_of_the_tests_go_in_parts() -> None:
     for name in MODULES:
         refuse_changing_state(module(name, torch.float32).model)
+    refuse_changing_state(MultimodalModel({"a": FeaturesEncoder(4, size=3)}, PairwiseCLIPLoss()).bfloat16())
 
 
 @contextmanager
