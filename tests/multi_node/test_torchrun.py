@@ -22,8 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_torchrun_on_two_hosts_starts_again_after_a_death(config: Path, alone: Path, tmp_path: Path) -> None:
-    die = "{class_path: tests.multi_node.record.Die, init_args: {step: 4, rank: 1}}"
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_on_two_hosts_starts_again_after_a_death(rank: int, config: Path, alone: Path, tmp_path: Path) -> None:
+    die = f"{{class_path: tests.multi_node.record.Die, init_args: {{step: 4, rank: {rank}}}}}"
     fit = words(config, tmp_path, "--resume", "auto", "--trainer.callbacks+", die)
     with two_hosts() as hosts:
         outputs = [tmp_path / f"host{node}.txt" for node in (0, 1)]
