@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_only
 
 from mmrep.callbacks.wandb_logger import OfflineSafeWandbLogger
 from mmrep.data.dataset import ShardDataset, make_loader
@@ -81,7 +82,7 @@ class RunMedia(pl.Callback):
         try:
             page = write_examples(self.folder / "examples.html", model, splits[0], list(directions), self.queries)
         except (MmrepError, OSError) as error:
-            rank_zero_warn(f"no page of examples: {error}")
+            print(f"mmrep: warning: no page of examples: {error}", file=sys.stderr)
             return
         for logger in loggers:
             logger.log_page("examples", page.read_text(encoding="utf-8"))

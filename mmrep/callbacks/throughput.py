@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch.nn.utils import get_total_norm
 
 from mmrep.callbacks.clock_profiler import ClockProfiler
@@ -121,7 +121,9 @@ class Throughput(pl.Callback):
             with replacing(path) as part:
                 part.write_text(json.dumps(self.report, indent=1) + "\n")
         except OSError as error:  # a full disk at the end takes no model with it
-            rank_zero_warn(f"the throughput report cannot be written ({error.strerror}) [{path}]")
+            print(
+                f"mmrep: warning: the throughput report cannot be written ({error.strerror}) [{path}]", file=sys.stderr
+            )
 
     def _totals(self, trainer: pl.Trainer, pace: Pace) -> Totals:
         """Of this rank, since the run or the time after its first steps began; waits for the GPU."""

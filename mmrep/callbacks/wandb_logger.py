@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_only
 
 from mmrep.files import replacing
 
@@ -147,7 +148,8 @@ class OfflineSafeWandbLogger(WandbLogger):
     def _warn(self, what: str) -> None:
         said, self._warned = self._warned, True
         if not said:
-            rank_zero_warn(f"{what}; the run goes on, afterwards: wandb sync {self.folder / 'wandb'}/*run-*")
+            after = f"the run goes on, afterwards: wandb sync {self.folder / 'wandb'}/*run-*"
+            print(f"mmrep: warning: {what}; {after}", file=sys.stderr)
 
 
 def _log_html(run: Any, name: str, html: str) -> None:
