@@ -375,8 +375,21 @@ def test_a_full_disk_at_the_end_is_an_error(alone: Path, tiny_shards: Path, tmp_
 def test_where_no_checkpoint_can_be_written_no_run_starts(tiny_shards: Path, tmp_path: Path) -> None:
     write_config(tmp_path, tiny_shards)
     (tmp_path / "file").write_text("")
-    ranks = fit(tmp_path, "--checkpoint.dirpath", str(tmp_path / "file"), world=1)
-    assert ranks.codes == [2] and len(ranks.errors(0)) == 1 and not (tmp_path / "seen").exists(), ranks.text()
+    for option in ("--checkpoint.dirpath", "--runs"):
+        ranks = fit(tmp_path, option, str(tmp_path / "file"), world=1)
+        assert ranks.codes == [2] and len(ranks.errors(0)) == 1 and not (tmp_path / "seen").exists(), ranks.text()
+
+
+def test_a_file_system_that_is_read_only_starts_no_run(tiny_shards: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    write_config(tmp_path, tiny_shards, runs=str(disk))
+    small_disk(disk)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        ranks = fit(tmp_path, world=1)
+        assert ranks.codes == [2] and "checkpoints cannot be written" in ranks.errors(0)[0], ranks.text()
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 # The newest whole checkpoint
@@ -439,6 +452,12 @@ def test_without_any_checkpoint_the_run_begins_and_without_a_whole_one_it_does_n
 ) -> None:
     write_config(tmp_path, tiny_shards, trainer__max_epochs=1)
     assert fit(tmp_path, "--resume", "auto", world=1).codes == [0]  # what a scheduler starts first, and again
+    model = tmp_path / "runs" / "run" / "model"
+    assert fit(tmp_path, "--resume", "auto", world=1).codes == [0] and model.exists()  # nothing is left to train
+    assert not model.with_name("model.before-resume-1").exists()
+    longer = ("--resume", "auto", "--trainer.max_epochs", "2")
+    assert fit(tmp_path, *longer, world=1, before=[at("start", 7, signal.SIGTERM)]).codes == [0]
+    assert not model.exists() and model.with_name("model.before-resume-1").exists()
     for path in (tmp_path / "runs" / "run" / "checkpoints").iterdir():
         path.write_bytes(b"broken")
     ranks = fit(tmp_path, "--resume", "auto", world=1)

@@ -129,7 +129,7 @@ class Preemption(Callback):
         if trainer.global_step == self._first_step:
             raise PreemptedError(_told("before the first step", None))
         path = self.folder / STOPPED
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         checkpoints = trainer.strategy.checkpoint_io
         if isinstance(checkpoints, DurableCheckpointIO):
             checkpoints.check()

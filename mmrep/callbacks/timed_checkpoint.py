@@ -32,9 +32,9 @@ class TimedCheckpoint(Callback):
         self._last = time.monotonic()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.save_asked = trainer.is_global_zero and time.monotonic() - self._last >= self.interval  # type: ignore[attr-defined]  # set by a connector
+        pl_module.save_asked = trainer.is_global_zero and time.monotonic() - self._last >= self.interval
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if pl_module.save_agreed and not trainer.fit_loop._should_accumulate():
-            trainer.save_checkpoint(self.folder / TIMED)
+            trainer.save_checkpoint(self.folder / TIMED, weights_only=False)
             pl_module.save_agreed, self._last = False, time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -66,13 +67,6 @@ class RunFolder:
                 "the run folder exists", where=self.path, fix="add --overwrite, --resume auto, or another --name"
             )
 
-    def newest_checkpoint(self) -> str | None:
-        """The checkpoint with the most progress that is whole: see `mmrep.cli.resume.newest_intact`."""
-        from mmrep.cli.resume import newest_intact
-
-        found = newest_intact(self.checkpoints)
-        return None if found is None else str(found)
-
     def make_way(self, checkpoints: Path, *, overwrite: bool) -> None:
         """Remove an earlier run that is to be replaced, or set its metrics.csv aside, which Lightning starts anew.
 
@@ -80,21 +74,31 @@ class RunFolder:
         when the new run has been found able to start.
 
         Args:
-            checkpoints: Where the run will write its checkpoints.
+            checkpoints: Where the run writes its checkpoints.
             overwrite: Whether an earlier run is removed.
-
-        Raises:
-            OSError: If no checkpoint could be written there: now, and not after hours.
         """
         if not is_first():
             return
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        (checkpoints / f"probe.ckpt.{PART}").touch()
         for unfinished in checkpoints.glob(f"*.ckpt.*{PART}"):  # of a process that was killed while it wrote
             unfinished.unlink(missing_ok=True)
         metrics = self.path / "metrics.csv"
         if metrics.exists():
             earlier = len(list(self.path.glob("metrics.before-resume-*.csv")))
             metrics.replace(self.path / f"metrics.before-resume-{earlier + 1}.csv")
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the training that no checkpoint could be written, and not after its first hour.
+
+    Raises:
+        ConfigError: If something else stands in the place of the folder, or of one above it, or nothing may be written there.
+    """
+    place = folder.absolute()
+    while not place.exists() and not place.is_symlink():
+        place = place.parent
+    if is_first() and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise ConfigError(
+            "checkpoints cannot be written", where=place, fix="give a folder that is writable: --runs DIR"
+        )

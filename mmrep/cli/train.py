@@ -11,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
-from lightning_fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -25,11 +24,13 @@ from mmrep.callbacks.monitored import MonitoredCheckpoint
 from mmrep.callbacks.pending_validation import PendingValidation
 from mmrep.callbacks.preemption import PreemptedError, Preemption, StopSignals
 from mmrep.callbacks.timed_checkpoint import TimedCheckpoint
+from mmrep.callbacks.unfinished import Unfinished
 from mmrep.callbacks.watchdog import Watchdog
 from mmrep.cli.launch import is_first, launched
 from mmrep.cli.meeting import Meeting
 from mmrep.cli.messages import explain
-from mmrep.cli.run_folder import RunFolder
+from mmrep.cli.resume import newest_intact
+from mmrep.cli.run_folder import RunFolder, check_writable
 from mmrep.cli.same_start import SameStart
 from mmrep.cli.watching import Watching
 from mmrep.data.datamodule import ShardDataModule
@@ -131,14 +132,18 @@ class TrainCLI(LightningCLI):
         self.run_folder = RunFolder(Path(options.runs), name)
         if self.subcommand == "fit":
             self.run_folder.check(overwrite=options.overwrite, resume=options.resume, checkpoint=options.ckpt_path)
-            if options.resume:
-                options.ckpt_path = options.ckpt_path or self.run_folder.newest_checkpoint()
             options.name = name
             if options.data.quarantine is None:
                 self._default_quarantine = True
                 options.data.quarantine = str(self.run_folder.path / "quarantine.csv")
         self._dirpath = options.checkpoint.dirpath
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run_folder.checkpoints)
+        if self.subcommand == "fit":
+            folder = Path(options.checkpoint.dirpath)
+            check_writable(folder)
+            if options.resume and not options.ckpt_path:
+                found = newest_intact(folder)
+                options.ckpt_path = None if found is None else str(found)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         options: Namespace = self.config[self.subcommand]
@@ -159,7 +164,7 @@ class TrainCLI(LightningCLI):
     def _against_faults(self, trainer: pl.Trainer) -> list[Callback]:
         """What keeps a run's work when a signal, a dead rank or a full disk ends it: see docs/faults.md."""
         options, strategy = self.config[self.subcommand], trainer.strategy
-        if isinstance(strategy, DDPStrategy) and strategy._timeout == default_pg_timeout:
+        if isinstance(strategy, DDPStrategy) and strategy._timeout == timedelta(minutes=30):  # nobody set it
             strategy._timeout = timedelta(seconds=options.hang_after)
         if type(strategy.launcher) is _SubprocessScriptLauncher:
             strategy._launcher = WatchedLauncher(strategy.launcher, self.watchdog)
@@ -170,7 +175,9 @@ class TrainCLI(LightningCLI):
         self._signals.take_over(trainer)
         folder, minutes = Path(options.checkpoint.dirpath), options.checkpoint_minutes
         timed = [TimedCheckpoint(folder, timedelta(minutes=minutes))] if minutes > 0 else []
-        return [PendingValidation(), AccumulatedGradients(), *timed, Preemption(self._signals, folder)]
+        keeping = [PendingValidation(), AccumulatedGradients(), *timed, Preemption(self._signals, folder)]
+        assert self.run_folder is not None
+        return keeping if options.trainer.fast_dev_run else [Unfinished(self.run_folder.path / "model"), *keeping]
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -300,12 +300,13 @@ def _gather_together(embeddings: Mapping[str, Tensor], counts: list[int]) -> dic
     }
 
 
-def shared_store() -> dist.Store | None:
+def shared_store() -> Any:
     """A connection of its own to the key-value store that the ranks met at, usable from any thread; None with one rank.
 
     Unlike a collective it answers while the ranks wait for each other, and says so when its host is gone.
     """
-    return dist.distributed_c10d._get_default_store().clone() if world_size() > 1 else None
+    store: Any = dist.distributed_c10d._get_default_store() if world_size() > 1 else None
+    return None if store is None else store.clone()
 
 
 def open_store(host: str, port: int, is_host: bool, seconds: float) -> Any:
