@@ -18,6 +18,7 @@ of the median at that place, so that log steps count at their share. Prints the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import logging
 import os
@@ -218,8 +219,8 @@ def plain(module: PairwiseCLIP) -> Loop:
 
 def open_clip(model: nn.Module, loss: nn.Module) -> Loop:
     """open_clip's training loop, as its command line sets it up, but for lr, betas and eps, which are ours."""
-    from open_clip_train.scheduler import cosine_lr  # type: ignore[import-untyped]  # ships no types
-    from open_clip_train.train import train_one_epoch  # type: ignore[import-untyped]
+    cosine_lr = importlib.import_module("open_clip_train.scheduler").cosine_lr
+    train_one_epoch = importlib.import_module("open_clip_train.train").train_one_epoch
 
     def run(batches: Iterator[Any], count: int) -> None:
         named = list(model.named_parameters())
