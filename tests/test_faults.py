@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mmrep.callbacks import watchdog
+from mmrep.callbacks.metrics_file import MetricsFile
 from mmrep.cli.resume import newest_intact
 from mmrep.errors import CheckpointError
 from mmrep.evaluation.curves import read_curves
@@ -72,7 +73,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
     """The run that nothing stopped, on two ranks."""
     folder = tmp_path_factory.mktemp("whole")
-    write_config(folder, tiny_shards)
+    write_config(folder, tiny_shards, trainer__log_every_n_steps=1)
     ranks = fit(folder)
     assert ranks.codes == [0, 0], ranks.text()
     assert len(read(folder / "seen")) == STEPS
@@ -86,6 +87,15 @@ def assert_same(folder: Path, whole: Path) -> None:
     found = weights(folder)
     for name, tensor in weights(whole).items():
         assert torch.equal(found[name], tensor), name
+    assert_same_curves(folder, whole)
+
+
+def assert_same_curves(folder: Path, whole: Path) -> None:
+    """Every figure of every step, those of validations too."""
+    found, expected = (read_curves(place / "runs" / "run") for place in (folder, whole))
+    for name, curve in expected.items():
+        if name.startswith(("train/loss", "val/")):
+            assert found[name] == curve, name
 
 
 def newest_step(folder: Path) -> int:
@@ -110,7 +120,7 @@ def kill_and_go_on(folder: Path, kills: list[tuple[str, int, tuple[int, ...]]]) 
 
 
 def test_killed_twice_the_run_ends_as_if_nothing_had_been(whole: Path, tiny_shards: Path, tmp_path: Path) -> None:
-    write_config(tmp_path, tiny_shards, checkpoint__every_n_train_steps=2)
+    write_config(tmp_path, tiny_shards, trainer__log_every_n_steps=1, checkpoint__every_n_train_steps=2)
     kill_and_go_on(tmp_path, [("gradients", 5, (1,)), ("writing", 10, (0,))])
     assert_same(tmp_path, whole)
 
@@ -120,7 +130,7 @@ def test_killed_twice_the_run_ends_as_if_nothing_had_been(whole: Path, tiny_shar
 def test_killed_ten_times_at_random_moments(every: int, whole: Path, tiny_shards: Path, tmp_path: Path) -> None:
     """SIGKILL of one rank or both, at random steps and moments, the writing of a checkpoint among them."""
     rng = random.Random(every)
-    write_config(tmp_path, tiny_shards, checkpoint__every_n_train_steps=every)
+    write_config(tmp_path, tiny_shards, trainer__log_every_n_steps=1, checkpoint__every_n_train_steps=every)
     kills = []
     for step in sorted(rng.choices(range(1, STEPS - every), k=10)):
         moment = rng.choice(MOMENTS)
@@ -136,14 +146,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
     write_config(folder, tiny_shards, trainer__log_every_n_steps=1)
     assert fit(folder, world=1).codes == [0]
     return folder
-
-
-def assert_same_curves(folder: Path, whole: Path) -> None:
-    """Every figure of every step, those of validations too."""
-    found, expected = (read_curves(place / "runs" / "run") for place in (folder, whole))
-    for name, curve in expected.items():
-        if name.startswith(("train/loss", "val/")):
-            assert found[name] == curve, name
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_a_second_ctrl_c_after_a_while_stops_at_once(tiny_shards: Path, tmp_path
 def test_a_signal_to_one_rank_or_to_all_stops_all_at_one_step(
     moment: str, step: int, victims: tuple[int, ...], whole: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
-    write_config(tmp_path, tiny_shards)
+    write_config(tmp_path, tiny_shards, trainer__log_every_n_steps=1)
     ranks = fit(tmp_path, before=[at(moment, step, signal.SIGTERM) if r in victims else None for r in range(2)])
     assert ranks.codes == [0, 0] and "mmrep: stopped after step" in ranks.text(0), ranks.text()
     assert newest_step(tmp_path) == (8 if moment == "start" else 12)
@@ -230,7 +232,8 @@ def test_stopped_inside_an_accumulated_step_the_run_keeps_its_gradients(tiny_sha
 
 def test_by_the_clock_and_by_steps_at_once(alone: Path, tiny_shards: Path, tmp_path: Path) -> None:
     write_config(tmp_path, tiny_shards, checkpoint__every_n_train_steps=4)
-    ranks = fit(tmp_path, "--checkpoint_minutes", "0.00001", world=1, before=[at("start", 7)])
+    options = ("--checkpoint_minutes", "0.00001", "--checkpoint.train_time_interval", "null")
+    ranks = fit(tmp_path, *options, world=1, before=[at("start", 7)])
     assert ranks.codes == [-signal.SIGKILL]
     names = {path.name for path in (tmp_path / "runs" / "run" / "checkpoints").glob("*.ckpt")}
     assert names == {"epoch=0-step=4.ckpt", "last.ckpt", "timed.ckpt"} and newest_step(tmp_path) == 7
@@ -316,9 +319,8 @@ def fill(folder: Path) -> None:
 def test_a_full_disk_costs_no_earlier_checkpoint(whole: Path, tiny_shards: Path, tmp_path: Path) -> None:
     """Full from step 6 to 11, on two ranks: the training goes on, with a line for each checkpoint that is missing."""
     disk = tmp_path / "disk"
-    write_config(tmp_path, tiny_shards, checkpoint__every_n_train_steps=1, runs=str(disk))
+    write_config(tmp_path, tiny_shards, trainer__log_every_n_steps=1, checkpoint__every_n_train_steps=1, runs=str(disk))
     small_disk(disk)
-    found: list[int] = []
 
     def moment(name: str, step: int) -> None:
         if name == "start" and step == 6:
@@ -342,7 +344,6 @@ def test_a_full_disk_costs_no_earlier_checkpoint(whole: Path, tiny_shards: Path,
         assert left == ["epoch=2-step=18.ckpt", "last.ckpt"]  # what was spared is removed when there is a newer one
         shutil.copytree(disk, tmp_path / "runs")
         assert_same(tmp_path, whole)
-        assert len(found) == 0
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -350,7 +351,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(whole: Path, tiny_shards: Path,
 def test_a_full_disk_at_the_end_is_an_error(alone: Path, tiny_shards: Path, tmp_path: Path) -> None:
     """SIGTERM on a full disk: exit code 2, and the checkpoint before is there to go on from."""
     disk = tmp_path / "disk"
-    write_config(tmp_path, tiny_shards, checkpoint__every_n_train_steps=1, runs=str(disk))
+    write_config(tmp_path, tiny_shards, trainer__log_every_n_steps=1, checkpoint__every_n_train_steps=1, runs=str(disk))
     small_disk(disk)
 
     def stop() -> None:
@@ -480,6 +481,26 @@ def test_a_failed_write_spares_what_it_was_to_replace(tmp_path: Path, capsys: py
     with pytest.raises(Exception, match="pickle"):  # no fault of the disk
         checkpoints.save_checkpoint({"global_step": 4, "function": lambda: 0}, new)
     assert torch.load(new, weights_only=True) == {"global_step": 3}
+
+
+def test_rows_of_metrics_that_found_no_room_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = tmp_path / "disk"
+    small_disk(disk)
+    try:
+        logger = MetricsFile(disk, name="run", version="")
+        for step, name in enumerate(("a", "b", "a", "c")):
+            if step == 1:
+                fill(disk)
+            if step == 3:
+                (disk / "filler").unlink()
+            logger.log_metrics({name: step}, step)
+            logger.save()
+        warned = capsys.readouterr().err.splitlines()
+        assert len(warned) == 1 and "metrics cannot be written (No space left on device)" in warned[0]
+        rows = (disk / "run" / "metrics.csv").read_text().splitlines()
+        assert rows == ["a,b,c,step", "0,,,0", ",1,,1", "2,,,2", ",,3,3"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
