@@ -70,7 +70,8 @@ class HeadInputs:
         rows = torch.cat(parts)[self._skip : self._skip + self._wanted].float()
         return rows.unflatten(0, (len(batch), -1))[:, 0] if len(batch) else rows
 
-    @torch.compiler.disable  # a compiled encoder breaks its graph here; traced, each new count would compile it anew
+    # A compiled encoder breaks its graph here: traced, each new count would compile it anew.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
     def _watch(self, head: Any, inputs: tuple[Tensor, ...]) -> None:
         if self._seen < self._skip + self._wanted:
             self._parts.append(inputs[0].detach())
