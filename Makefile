@@ -58,6 +58,18 @@ bench-streaming: $(STAMP) ## CPU time of the data layer beside webdataset: three
 bench-retrieval: $(STAMP) ## Time and memory of ranking beside CLIP_benchmark: table, and JSON in benchmarks/results
 	$(BIN)/python -m benchmarks.retrieval
 
+bench-step: $(STAMP) ## A training step beside a plain loop and open_clip's own: four minutes; table, and JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.step
+
+bench-batches: $(STAMP) ## Memory and time of gradient caching: three minutes; table, and JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.gradient_caching
+
+bench-corpus: $(STAMP) ## Ways of packing and embedding a corpus: table, and JSON in benchmarks/results
+	$(BIN)/python -m benchmarks.corpus_scale
+
+soak: $(STAMP) ## 5,000 steps on one process and on two: what grows; seven minutes
+	$(BIN)/python -m benchmarks.soak
+
 lock: $(STAMP) ## Write constraints.txt from the environment
 	@{ head -1 constraints.txt; VIRTUAL_ENV=$(VENV) $(BIN)/uv pip freeze | grep == | grep -v -E '^(mmrep|uv)=='; } > constraints.new
 	@mv constraints.new constraints.txt
@@ -65,4 +77,4 @@ lock: $(STAMP) ## Write constraints.txt from the environment
 clean: ## Remove the environment and caches; data/ and runs/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help install demo test test-slow test-all format data xor swav compare bench bench-streaming bench-retrieval lock clean
+.PHONY: help install demo test test-slow test-all format data xor swav compare bench bench-streaming bench-retrieval bench-step bench-batches bench-corpus soak lock clean

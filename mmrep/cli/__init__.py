@@ -34,7 +34,7 @@ evaluate
   eval report --checkpoint RUN --data SHARDS --out FILE.html            one page: tables, curves, examples
 
 search
-  embed --checkpoint RUN --data SHARDS --out DIR
+  embed --checkpoint RUN --data SHARDS --out DIR                        also by torchrun, srun, arrays; --engine ray
   search --index DIR [--text "..."] [--image FILE] [--audio FILE] [-k 10] [--html FILE]
 
 share
