@@ -45,7 +45,7 @@ CASES: dict[str, tuple[int, int, bool]] = {
     "8 parts, blocks again": (8, 0, True),
 }
 """Parts of the batch, parts that are kept, whether the towers' blocks are checkpointed."""
-TIME_GATES = {"8 parts": 1.5, "16 parts": 1.5}
+TIME_GATES = {"8 parts": 1.5}
 MEMORY_GATES = {"8 parts": 0.35}
 
 
