@@ -71,12 +71,15 @@ class TrainCLI(LightningCLI):
 
     Args:
         arguments: Words after ``mmrep``.
-        signals: Those that ask this process to stop.
+        signals: Those that ask this process to stop; by default it listens to none.
+        meeting: Where the processes of a launch say that they can start; by default there is one process.
     """
 
-    def __init__(self, arguments: list[str], signals: StopSignals, meeting: Meeting) -> None:
+    def __init__(
+        self, arguments: list[str], signals: StopSignals | None = None, meeting: Meeting | None = None
+    ) -> None:
         self.run_folder: RunFolder | None = None
-        self._signals, self._meeting = signals, meeting
+        self._signals, self._meeting = signals or StopSignals(), meeting or Meeting(None)
         self._default_quarantine = False
         super().__init__(
             ContrastiveModule,
