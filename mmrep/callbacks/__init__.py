@@ -1,10 +1,9 @@
-"""What a training run does beside its steps: figures, reports, files. One callback a file."""
+"""Callbacks that a config names: figures in the loop, averaged weights, the best checkpoint. One a file."""
 
 from mmrep.callbacks.ema import EMA
 from mmrep.callbacks.knn_probe import KNNProbe
 from mmrep.callbacks.monitored import MonitoredCheckpoint, MonitoredStopping
 from mmrep.callbacks.online_linear_probe import OnlineLinearProbe
-from mmrep.callbacks.throughput import Throughput
 from mmrep.callbacks.zero_shot_evaluation import ZeroShotEvaluation
 
 __all__ = [
@@ -13,6 +12,5 @@ __all__ = [
     "MonitoredCheckpoint",
     "MonitoredStopping",
     "OnlineLinearProbe",
-    "Throughput",
     "ZeroShotEvaluation",
 ]

@@ -11,15 +11,15 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from mmrep.callbacks.metrics_file import MetricsFile
-from mmrep.callbacks.plain_progress import PlainProgress
-from mmrep.callbacks.progress_bar import RunProgressBar
-from mmrep.callbacks.run_media import RunMedia
-from mmrep.callbacks.throughput import Throughput
-from mmrep.callbacks.throughput_report import lines
-from mmrep.callbacks.wandb_logger import OfflineSafeWandbLogger
 from mmrep.cli.run_folder import RunFolder
 from mmrep.errors import ConfigError
+from mmrep.monitoring.metrics_file import MetricsFile
+from mmrep.monitoring.plain_progress import PlainProgress
+from mmrep.monitoring.progress_bar import RunProgressBar
+from mmrep.monitoring.run_media import RunMedia
+from mmrep.monitoring.throughput import Throughput
+from mmrep.monitoring.throughput_report import lines
+from mmrep.monitoring.wandb_logger import OfflineSafeWandbLogger
 
 
 class Watching:

@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
-from mmrep.callbacks.model_line import model_line
-from mmrep.callbacks.throughput import Throughput
+from mmrep.monitoring.model_line import model_line
+from mmrep.monitoring.throughput import Throughput
 
 SHOWN = ("train/loss", "val/loss")
 

@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from mmrep.callbacks.model_line import model_line
-from mmrep.callbacks.throughput import Throughput
+from mmrep.monitoring.model_line import model_line
+from mmrep.monitoring.throughput import Throughput
 
 EVERY = 0.5
 """Seconds between two looks at the figures: to read a loss is to wait for the GPU."""

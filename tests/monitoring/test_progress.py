@@ -13,13 +13,13 @@ import pytest
 import pytorch_lightning as pl
 import yaml
 
-from mmrep.callbacks.model_line import model_line
-from mmrep.callbacks.plain_progress import PlainProgress
-from mmrep.callbacks.progress_bar import RunProgressBar
-from mmrep.callbacks.throughput import Throughput
 from mmrep.cli import main
 from mmrep.modules import PairwiseCLIP
-from tests.callbacks.test_throughput import ENCODERS, fit
+from mmrep.monitoring.model_line import model_line
+from mmrep.monitoring.plain_progress import PlainProgress
+from mmrep.monitoring.progress_bar import RunProgressBar
+from mmrep.monitoring.throughput import Throughput
+from tests.monitoring.test_throughput import ENCODERS, fit
 from tests.test_cli import CONFIG
 
 LINE = re.compile(

@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 import torch
 from torch.nn.utils import get_total_norm
 
-from mmrep.callbacks.clock_profiler import ClockProfiler
-from mmrep.callbacks.pace import Pace
-from mmrep.callbacks.throughput_report import peak_memory, throughput
 from mmrep.files import replacing
+from mmrep.monitoring.clock_profiler import ClockProfiler
+from mmrep.monitoring.pace import Pace
+from mmrep.monitoring.throughput_report import peak_memory, throughput
 from mmrep.ops.gather import gather_stacked, world_size
 from mmrep.ops.step_clock import PARTS, REST, VALIDATION, CudaStamps, StepClock, running
 

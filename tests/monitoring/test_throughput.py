@@ -15,14 +15,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.profilers import PassThroughProfiler, SimpleProfiler
 
 from mmrep.batch import Batch
-from mmrep.callbacks.clock_profiler import ClockProfiler
-from mmrep.callbacks.pace import Pace
-from mmrep.callbacks.throughput import Throughput
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.reader import Samples
 from mmrep.encoders import ConvImageEncoder, NgramTextEncoder
 from mmrep.modules import PairwiseCLIP
+from mmrep.monitoring.clock_profiler import ClockProfiler
+from mmrep.monitoring.pace import Pace
+from mmrep.monitoring.throughput import Throughput
 from mmrep.ops.step_clock import (
     COMMUNICATION,
     DATA,

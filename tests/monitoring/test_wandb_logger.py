@@ -18,9 +18,9 @@ import yaml
 
 import mmrep.cli.watching
 from mmrep.callbacks import wandb_logger
-from mmrep.callbacks.wandb_logger import OfflineSafeWandbLogger
 from mmrep.cli import main
-from tests.callbacks.wandb_files import FakeServer, contents
+from mmrep.monitoring.wandb_logger import OfflineSafeWandbLogger
+from tests.monitoring.wandb_files import FakeServer, contents
 from tests.test_cli import CONFIG
 
 

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from mmrep.callbacks.watchdog import GRACE, Watchdog, end
+from mmrep.fault_tolerance.watchdog import GRACE, Watchdog, end
 
 PERIOD = 0.5
 """Seconds between looks at the processes."""

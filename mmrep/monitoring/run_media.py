@@ -14,7 +14,6 @@ import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from mmrep.callbacks.wandb_logger import OfflineSafeWandbLogger
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.html_page import table, write_page
 from mmrep.data.reader import Samples
@@ -25,6 +24,7 @@ from mmrep.evaluation.html_report import STYLE
 from mmrep.evaluation.report import HEADINGS, retrieval_cells
 from mmrep.evaluation.retrieval import Direction
 from mmrep.model import MultimodalModel
+from mmrep.monitoring.wandb_logger import OfflineSafeWandbLogger
 
 COLUMNS = ("queries", "candidates", "recall@1", "recall@5", "recall@10", "mrr", "median_rank", "chance_recall@1")
 """Of the table at wandb, beside the direction; fractions from 0 to 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmrep.callbacks.pace import Pace, duration
+from mmrep.monitoring.pace import Pace, duration
 from mmrep.ops.step_clock import CHECKPOINT, DATA, VALIDATION, StepClock
 from tests.ops.test_step_clock import Hand
 

@@ -18,12 +18,12 @@ import yaml
 from safetensors.torch import load_file
 
 from mmrep.callbacks import watchdog
-from mmrep.callbacks.metrics_file import MetricsFile
 from mmrep.cli.resume import newest_intact
 from mmrep.errors import CheckpointError
 from mmrep.evaluation.curves import read_curves
+from mmrep.fault_tolerance.checkpoint_io import DurableCheckpointIO
 from mmrep.files import replacing
-from mmrep.modules.checkpoint_io import DurableCheckpointIO
+from mmrep.monitoring.metrics_file import MetricsFile
 from tests.launched import Recorder, at, calling, launch, read
 
 EPOCHS, STEPS = 3, 18
@@ -519,7 +519,7 @@ def test_processes_that_lightning_starts(victim: str, whole: Path, tiny_shards: 
     """``--trainer.devices 2`` in a shell: SIGTERM to the first process stops both; SIGKILL of the second ends the first."""
     write_config(tmp_path, tiny_shards, trainer__devices=2, trainer__max_epochs=2000, trainer__strategy="ddp")
     words = ["fit", "--config", str(tmp_path / "config.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with (tmp_path / "log").open("w") as log:
         first = subprocess.Popen([sys.executable, "-m", "mmrep", *words], stdout=log, stderr=log, env=environment)
         until = time.monotonic() + 240

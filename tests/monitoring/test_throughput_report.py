@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmrep.callbacks.throughput_report import lines, peak_memory, throughput
+from mmrep.monitoring.throughput_report import lines, peak_memory, throughput
 from mmrep.ops.step_clock import CHECKPOINT, COMMUNICATION, DATA, ENCODERS_FORWARD, PARTS, REST, VALIDATION
 
 SECONDS = {

@@ -19,8 +19,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from mmrep.callbacks.preemption import PreemptedError
 from mmrep.errors import MmrepError
+from mmrep.fault_tolerance.preemption import PreemptedError
 from mmrep.ops.gather import is_of_other_ranks, rank, shared_store, world_size
 
 PERIOD = 2.0

@@ -15,8 +15,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
+from mmrep.fault_tolerance.checkpoint_io import DurableCheckpointIO
 from mmrep.modules.base import ContrastiveModule
-from mmrep.modules.checkpoint_io import DurableCheckpointIO
 from mmrep.ops.gather import sum_over_ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
