@@ -17,10 +17,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mmrep.callbacks import watchdog
 from mmrep.cli.resume import newest_intact
 from mmrep.errors import CheckpointError
 from mmrep.evaluation.curves import read_curves
+from mmrep.fault_tolerance import watchdog
 from mmrep.fault_tolerance.checkpoint_io import DurableCheckpointIO
 from mmrep.files import replacing
 from mmrep.monitoring.metrics_file import MetricsFile

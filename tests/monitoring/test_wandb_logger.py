@@ -17,8 +17,8 @@ import wandb
 import yaml
 
 import mmrep.cli.watching
-from mmrep.callbacks import wandb_logger
 from mmrep.cli import main
+from mmrep.monitoring import wandb_logger
 from mmrep.monitoring.wandb_logger import OfflineSafeWandbLogger
 from tests.monitoring.wandb_files import FakeServer, contents
 from tests.test_cli import CONFIG

@@ -17,9 +17,9 @@ import yaml
 from torch import Tensor
 
 import mmrep
-from mmrep.callbacks import watchdog
 from mmrep.cli import main, meeting
 from mmrep.data.index import Index
+from mmrep.fault_tolerance import watchdog
 from tests.data.server import served
 from tests.multi_node.hosts import Host, two_hosts, wait
 from tests.multi_node.launching import as_srun, as_torchrun, command, start
