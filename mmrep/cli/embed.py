@@ -92,7 +92,7 @@ def _embed(options: argparse.Namespace, share: WorkShare) -> int:
         workers=share.count,
     )
     _work(job, options)
-    return _finish(job, options.out)
+    return _finish(job, options.out, share)
 
 
 def _own_device(asked: str | None) -> str | None:
@@ -117,11 +117,13 @@ def _work(job: EmbeddingJob, options: argparse.Namespace) -> None:
     _list_broken(faults)
 
 
-def _finish(job: EmbeddingJob, out: str) -> int:
+def _finish(job: EmbeddingJob, out: str, share: WorkShare) -> int:
     manifest = job.finish()
     print(f"{out}: {len(job.pending)} shards embedded, {job.kept} were there")
     if manifest is None:
         print("shards of other processes are not finished yet; the last to finish completes the manifest")
+        if share.said_by and share.count > 1:
+            print(f"(this was {share}; if it was meant to do all shards: --shard-index 0 --num-shards 1)")
     else:
         rows = sum(record.rows for record in manifest.shards)
         broken = sum(len(record.faults) for record in manifest.shards)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
+from pydoc import locate
 from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from mmrep.cli.run_folder import RunFolder
@@ -39,9 +42,8 @@ class Watching:
             if wanted and find_spec(package) is None:
                 raise ConfigError(f"--{package} needs {package}", fix=f"pip install 'mmrep[{package}]'")
         self.throughput = Throughput(self.folder / "throughput.json" if self.fitting and not self.dry else None)
-        callbacks = options.trainer.callbacks or []
-        names = [str(getattr(each, "class_path", "")) for each in callbacks if isinstance(callbacks, list)]
-        self.own_bar = any(name.endswith("ProgressBar") for name in names)
+        self._earlier_report = self._report_written()
+        self.own_bar = any(issubclass(named, ProgressBar) for named in _classes(options.trainer.callbacks))
 
     def trainer_options(self) -> dict[str, Any]:
         """What goes into the trainer's constructor."""
@@ -73,9 +75,17 @@ class Watching:
         trainer.callbacks.extend(extra)  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
 
     def print_report(self) -> None:
-        """The throughput of the training that ended."""
-        if self.throughput.report is not None:
-            print(lines(self.throughput.report))
+        """The throughput of the training that ended, in this process or in those that the strategy has started."""
+        report, path = self.throughput.report, self.throughput.path
+        if report is None and path is not None and self._report_written() not in (None, self._earlier_report):
+            report = json.loads(path.read_text())
+        if report is not None:
+            print(lines(report))
+
+    def _report_written(self) -> int | None:
+        """When the report in the run folder was written; None where there is none."""
+        path = self.throughput.path
+        return path.stat().st_mtime_ns if path is not None and path.is_file() else None
 
     @property
     def _shows_progress(self) -> bool:
@@ -96,3 +106,11 @@ class Watching:
         if self.options.wandb:
             loggers.append(OfflineSafeWandbLogger(folder, self.options.project))
         return loggers
+
+
+def _classes(callbacks: Any) -> Iterable[type]:
+    """Of the callbacks that a config names: none, one or a list."""
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        found = locate(str(getattr(callback, "class_path", "")))
+        if isinstance(found, type):
+            yield found

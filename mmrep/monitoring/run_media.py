@@ -23,8 +23,9 @@ from mmrep.evaluation.examples_page import examples
 from mmrep.evaluation.html_report import STYLE
 from mmrep.evaluation.report import HEADINGS, retrieval_cells
 from mmrep.evaluation.retrieval import Direction
+from mmrep.fault_tolerance.preemption import PreemptedError
 from mmrep.model import MultimodalModel
-from mmrep.monitoring.wandb_logger import OfflineSafeWandbLogger
+from mmrep.monitoring.wandb_logger import OfflineSafeWandbLogger, first_line
 
 COLUMNS = ("queries", "candidates", "recall@1", "recall@5", "recall@10", "mrr", "median_rank", "chance_recall@1")
 """Of the table at wandb, beside the direction; fractions from 0 to 1."""
@@ -71,6 +72,12 @@ class RunMedia(pl.Callback):
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("val/retrieval", markdown(HEADINGS, shown), trainer.global_step)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, PreemptedError):
+            for logger in trainer.loggers:
+                if isinstance(logger, OfflineSafeWandbLogger):
+                    logger.preempted()
+
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, OfflineSafeWandbLogger)]
@@ -80,9 +87,10 @@ class RunMedia(pl.Callback):
         model = pl_module.model
         assert isinstance(model, MultimodalModel), "it has retrieved"
         try:
-            page = write_examples(self.folder / "examples.html", model, splits[0], list(directions), self.queries)
-        except (MmrepError, OSError) as error:
-            print(f"mmrep: warning: no page of examples: {error}", file=sys.stderr)
+            with trainer.precision_plugin.forward_context():
+                page = write_examples(self.folder / "examples.html", model, splits[0], list(directions), self.queries)
+        except Exception as error:  # whatever it is, the GPU's memory included: the trained model is yet to be written
+            print(f"mmrep: warning: no page of examples: {first_line(error)}", file=sys.stderr)
             return
         for logger in loggers:
             logger.log_page("examples", page.read_text(encoding="utf-8"))
@@ -109,8 +117,10 @@ def write_examples(path: Path, model: MultimodalModel, samples: Samples, directi
     """
     encoders, training = model.by_modality, model.training
     loader = make_loader(ShardDataset(samples, encoders, global_batch_size=BATCH), encoders)
-    embeddings = embed_loader(model, islice(loader, GALLERY // BATCH)).to(next(model.parameters()).device)
-    model.train(training)
+    try:
+        embeddings = embed_loader(model, islice(loader, GALLERY // BATCH)).to(next(model.parameters()).device)
+    finally:
+        model.train(training)
     if any(key != samples.key(number) for number, key in enumerate(embeddings.keys)):
         raise MmrepError("some samples of the split are damaged", fix="mmrep data check")
     asked = [Direction.parse(direction, list(encoders)) for direction in directions]

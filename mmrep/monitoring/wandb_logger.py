@@ -49,10 +49,8 @@ class OfflineSafeWandbLogger(WandbLogger):
     def experiment(self) -> Any:
         """The run at wandb; on other ranks than the first something that does nothing."""
         if self._experiment is None:
-            run: Any = self._begin()
-            run.define_metric("trainer/global_step")
-            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-            self._experiment = run
+            self._experiment = self._begin()
+            self._surviving(lambda: _define_steps(self._experiment))
         return self._experiment
 
     @rank_zero_only
@@ -79,19 +77,17 @@ class OfflineSafeWandbLogger(WandbLogger):
             rows: Values.
             html: The same as a page.
         """
+        self._surviving(lambda: self._log_rows(self.experiment, name, columns, rows, html))
 
-        run = self.experiment
-
+    def _log_rows(self, run: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], html: str) -> None:
         def send() -> None:
-            import wandb
-
             try:
-                run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+                _log_table(run, name, columns, rows)
             except Exception:
                 self._surviving(lambda: _log_html(run, name, html))
 
         if self._waits(0):
-            self.log_page(name, html)
+            _log_html(run, name, html)
             return
         self._sent, self._sender = (name, html), threading.Thread(target=send, daemon=True)
         self._sender.start()
@@ -102,6 +98,12 @@ class OfflineSafeWandbLogger(WandbLogger):
         if self._sender is not None:
             self._sender.join(patience)
         return self._sender is not None and self._sender.is_alive()
+
+    @rank_zero_only
+    def preempted(self) -> None:
+        """The run was told to stop, and will go on: wandb then shows it as preempted, and not as failed."""
+        if self._experiment is not None:
+            self._surviving(self._experiment.mark_preempting)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -124,7 +126,7 @@ class OfflineSafeWandbLogger(WandbLogger):
         try:
             return wandb.init(**self._wandb_init, settings=settings)
         except Exception as error:
-            self._warn(f"wandb cannot be reached ({_first_line(error)})")
+            self._warn(f"wandb cannot be reached ({first_line(error)})")
             with suppress(Exception):
                 wandb.teardown()  # a run that did not begin would hold its id
         try:
@@ -143,7 +145,7 @@ class OfflineSafeWandbLogger(WandbLogger):
         try:
             log()
         except Exception as error:  # whatever wandb and its service process may meet: the run is worth more
-            self._warn(f"wandb failed ({_first_line(error)})")
+            self._warn(f"wandb failed ({first_line(error)})")
 
     def _warn(self, what: str) -> None:
         said, self._warned = self._warned, True
@@ -152,11 +154,24 @@ class OfflineSafeWandbLogger(WandbLogger):
             print(f"mmrep: warning: {what}; {after}", file=sys.stderr)
 
 
+def _define_steps(run: Any) -> None:
+    """Figures are drawn over the steps."""
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+
+def _log_table(run: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    import wandb
+
+    run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+
 def _log_html(run: Any, name: str, html: str) -> None:
     import wandb
 
     run.log({name: wandb.Html(html, inject=False)})
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

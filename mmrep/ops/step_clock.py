@@ -27,6 +27,8 @@ PARTS = (
     *(VALIDATION, CHECKPOINT, REST),
 )
 """All parts, in the order in which they are shown."""
+WHOLE = (VALIDATION, CHECKPOINT)
+"""Parts to which all belongs that happens inside, but for a checkpoint inside a validation."""
 
 
 class Stamps(Protocol):
@@ -104,8 +106,9 @@ class StepClock:
         self._last = self._stamps.now()
 
     def enter(self, part: str) -> None:
-        """From now on ``part`` runs. Inside validation everything is validation."""
-        self._change([*self._stack, VALIDATION if VALIDATION in self._stack else part])
+        """From now on ``part`` runs. Inside a validation or a checkpoint everything belongs to it: see `WHOLE`."""
+        running = self._stack[-1]
+        self._change([*self._stack, running if running in WHOLE and part != CHECKPOINT else part])
 
     def leave(self) -> None:
         """The part that was entered last is over; what was entered before it goes on."""
@@ -113,7 +116,7 @@ class StepClock:
 
     def switch(self, part: str) -> None:
         """From now on ``part`` runs in place of what was entered last."""
-        if VALIDATION not in self._stack:
+        if self._stack[-1] not in WHOLE:
             self._change([*self._stack[:-1], part])
 
     def _change(self, stack: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ from mmrep.files import replacing
 WORK = "unfinished"
 """Below the folder: what is not part of the result. It goes before the result is put in place."""
 REQUEST = "request.json"
-OWN_FILES = ("*.tar", "*.tar.part", "*.tar.*.part", "index.json", "index.json.part", "rejects.csv")
-"""What this command writes, and therefore may remove."""
+INDEX, REJECTS = "index.json", "rejects.csv"
+SHARD = re.compile(r"[\w-]+-\d{6}\.tar")
+"""How shards are named here."""
 SECONDS_FOR_ORPHANS = 5.0
 """Until the workers of a killed run have noticed and are gone."""
 
@@ -51,24 +53,32 @@ class BuildFolder:
             raise DataError(
                 "the output folder is not empty",
                 where=self.out,
-                fix="give another --out, or --overwrite to replace shards",
+                fix="give another --out, or pass --overwrite to replace shards",
             )
+        if self.out.exists() and any(self.out.iterdir()):
+            _indexed(self.out)  # refused now rather than after the work
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path):
             self._prepare(json.loads(json.dumps(request)))
             yield
 
     def publish(self) -> None:
-        """Put the whole result in place: by one rename, or file by file beside files of others, the index last."""
+        """Put the whole result in place: by one rename, or file by file beside files of others, the index last.
+
+        Of the output folder only what its index.json names is removed. That file stays until the new one takes its place:
+        after a kill in between, the same command goes on.
+
+        Raises:
+            DataError: If the output folder holds shards without an index.json, which are then not ours.
+        """
         for left in self.path.glob("*.part"):  # of processes that were killed
             left.unlink()
         shutil.rmtree(self.work)
-        if self.out.is_dir():
-            _remove_own(self.out)
         if not self.out.exists() or not any(self.out.iterdir()):
             self.path.replace(self.out)
             return
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == "index.json"):
+        _remove_earlier(self.out)
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == INDEX):
             path.replace(self.out / path.name)
         self.path.rmdir()
 
@@ -87,8 +97,10 @@ class BuildFolder:
                 where=self.path,
                 fix="run it again as it was, or --overwrite to begin anew, or remove the folder",
             )
+        ours = before is not None or (self.path / INDEX).is_file()
         shutil.rmtree(self.work, ignore_errors=True)
-        _remove_own(self.path)
+        if ours:
+            _remove_build(self.path)
         if any(self.path.iterdir()):
             raise DataError("the folder to build in holds files of others", where=self.path, fix="move them away")
         self.work.mkdir()
@@ -126,8 +138,34 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_own(folder: Path) -> None:
-    for pattern in OWN_FILES:
-        for path in folder.glob(pattern):
+def _indexed(folder: Path) -> list[Path]:
+    """The shards that the index.json of an output folder names.
+
+    Raises:
+        DataError: If there is none that can be read: what the folder holds may be of others.
+    """
+    try:
+        names = [shard["name"] for shard in json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            "the output folder holds something else: it has no readable index.json",
+            where=folder,
+            fix="give another --out, or remove by hand what is in it",
+        ) from error
+    return [folder / name for name in names if isinstance(name, str) and SHARD.fullmatch(name)]
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove the shards and arrays of an earlier result; its index.json stays for the new one to replace."""
+    for path in (*_indexed(out), out / REJECTS):
+        path.unlink(missing_ok=True)
+    remove_arrays(out)
+
+
+def _remove_build(folder: Path) -> None:
+    """Remove what a build left in the folder beside the output."""
+    for path in folder.iterdir():
+        name = path.name.split(".tar.")[0] + ".tar" if path.suffix == ".part" else path.name  # NAME.tar.1f3c.part
+        if SHARD.fullmatch(name) or name in (INDEX, REJECTS) or path.name.startswith((f"{INDEX}.", f"{REJECTS}.")):
             path.unlink()
     remove_arrays(folder)

@@ -1,4 +1,4 @@
-"""Doing something for each of many names: here, in processes, or on Ray."""
+"""Doing something for each of many names: here, or in processes that end with this one."""
 
 from __future__ import annotations
 
