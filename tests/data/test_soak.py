@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.index import Index
 from mmrep.data.plan import Plan
@@ -38,6 +40,7 @@ def open_files(process: int, folder: Path) -> tuple[int, int]:
     return shards, others
 
 
+@pytest.mark.slow
 def test_memory_and_files_stay_flat_over_twenty_epochs(tmp_path: Path) -> None:
     shards = write_tiny_shards(tmp_path, {"train": (40,) * 80, "val": (4,), "test": (4,)})  # more than are kept open
     encoders = {name: make(8) for name, make in ENCODERS.items()}
