@@ -3,8 +3,9 @@
 Three loops train the same two towers (open_clip's ViT and text transformer, small) from the same weights on the same batches
 of 64, with AdamW, warm-up and cosine, in fp32:
 
-- *ours*: `PairwiseCLIP` in Lightning's Trainer as ``mmrep fit`` runs it: its hooks, the schedule, metrics to ``metrics.csv``,
-  a log step in five.
+- *ours*: ``mmrep fit`` itself, built by its command line from a config: Lightning's Trainer with every callback and logger
+  that a user's run has (throughput, progress, preemption, checkpoints, watchdog...), metrics to ``metrics.csv``, a log step
+  in five. Only its batches are given to it, and it does not validate.
 - *plain*: forward, loss, backward, optimiser and schedule of the same module in a ``for`` loop that logs nothing.
 - *open_clip*: ``open_clip_train.train.train_one_epoch`` on open_clip's ``CLIP`` with its ``ClipLoss`` and parameter groups.
 
@@ -28,18 +29,18 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, show, write
+from benchmarks.step_fit import Fit, Loader
 from mmrep.batch import Batch
 from mmrep.encoders.image import OpenClipImageEncoder
 from mmrep.encoders.text import OpenClipTextEncoder
@@ -117,27 +118,8 @@ class Turns:
                 gate.release()
 
 
-@dataclass
-class Loader:
-    """Batches that are in memory already, as a loader of known length."""
-
-    batches: Callable[[], Iterator[Any]]
-    count: int
-    num_batches: int = field(init=False)
-    num_samples: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.num_batches, self.num_samples = self.count, self.count * BATCH
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.batches()
-
-    def __len__(self) -> int:
-        return self.count
-
-
 def make_module() -> PairwiseCLIP:
-    """Ours: the two towers without projection heads, as open_clip has them."""
+    """The two towers without projection heads, as open_clip has them."""
     torch.manual_seed(0)
 
     def image(width: int) -> OpenClipImageEncoder:
@@ -147,7 +129,12 @@ def make_module() -> PairwiseCLIP:
         return OpenClipTextEncoder(width, MODEL, projection=False)
 
     encoders: dict[str, Any] = {"image": image, "text": text}
-    return PairwiseCLIP(encoders, embed_dim=EMBED_DIM, lr=LR, weight_decay=WEIGHT_DECAY, warmup_steps=WARMUP)
+    return PairwiseCLIP(encoders, **settings())
+
+
+def settings() -> dict[str, Any]:
+    """Of the module, beside its encoders."""
+    return {"embed_dim": EMBED_DIM, "lr": LR, "weight_decay": WEIGHT_DECAY, "warmup_steps": WARMUP}
 
 
 def make_open_clip(module: PairwiseCLIP) -> nn.Module:
@@ -179,26 +166,6 @@ def make_batches(module: PairwiseCLIP) -> tuple[list[Batch], list[tuple[Tensor, 
     return ours, theirs
 
 
-def lightning(module: PairwiseCLIP, folder: Path) -> Loop:
-    """As ``mmrep fit`` trains, without its terminal."""
-
-    def run(batches: Iterator[Any], count: int) -> None:
-        logger = pl.loggers.CSVLogger(folder, name="step", version="", flush_logs_every_n_steps=20)
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            logger=logger,
-            log_every_n_steps=LOG_EVERY,
-            use_distributed_sampler=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-        )
-        trainer.fit(module, train_dataloaders=Loader(lambda: batches, count))
-
-    return run
-
-
 def plain(module: PairwiseCLIP) -> Loop:
     """The same step, written out."""
     from mmrep.modules.optim import make_optimizer, warmup_cosine
@@ -228,7 +195,9 @@ def open_clip(model: nn.Module, loss: nn.Module) -> Loop:
         rest = [p for _, p in named if all(p is not other for other in kept)]
         groups = [{"params": kept, "weight_decay": 0.0}, {"params": rest, "weight_decay": WEIGHT_DECAY}]
         optimizer = torch.optim.AdamW(groups, lr=LR)
-        data = {"train": SimpleNamespace(set_epoch=lambda epoch: None, dataloader=Loader(lambda: batches, count))}
+        data = {
+            "train": SimpleNamespace(set_epoch=lambda epoch: None, dataloader=Loader(lambda: batches, count, BATCH))
+        }
         schedule = cosine_lr(optimizer, LR, WARMUP, count)
         train_one_epoch(model, data, loss, 0, optimizer, None, schedule, None, _open_clip_options())
 
@@ -268,17 +237,19 @@ def run_sides(steps: int) -> Run:
     from open_clip.loss import ClipLoss
 
     losses: dict[str, list[Tensor]] = {side: [] for side in SIDES}
-    modules = {side: make_module() for side in SIDES[:2]}
-    theirs, their_loss = make_open_clip(modules["plain"]), ClipLoss()
-    for side, module in modules.items():
-        module.model.loss.register_forward_hook(lambda *call, to=losses[side]: to.append(call[-1].loss.detach()))
+    module = make_module()
+    theirs, their_loss = make_open_clip(module), ClipLoss()
     their_loss.register_forward_hook(lambda *call: losses["open_clip"].append(call[-1]["contrastive_loss"].detach()))
-    ours, as_floats = make_batches(modules["ours"])
+    ours, as_floats = make_batches(module)
     turns = Turns(SIDES)
     with tempfile.TemporaryDirectory() as folder:
+        fit = Fit(Path(folder), MODEL, BATCH, **settings())
+        fit.model.load_state_dict(module.state_dict())
+        for side, trained in (("ours", fit.model), ("plain", module)):
+            trained.model.loss.register_forward_hook(lambda *call, to=losses[side]: to.append(call[-1].loss.detach()))
         loops: dict[str, Loop] = {
-            "ours": lightning(modules["ours"], Path(folder)),
-            "plain": plain(modules["plain"]),
+            "ours": fit.train,
+            "plain": plain(module),
             "open_clip": open_clip(theirs, their_loss),
         }
         prepared: dict[str, Sequence[Any]] = {"ours": ours, "plain": ours, "open_clip": as_floats}

@@ -25,6 +25,7 @@ from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
 from mmrep.modules.freezing import depth_scales, freeze_parameters, keep_frozen_in_eval
 from mmrep.modules.gradient_caching import make_caching, refuse_changing_state, warn_of_accumulation
+from mmrep.modules.log_steps import is_log_step
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
 from mmrep.modules.preparation import check_backend, prepare_encoders
 from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
@@ -145,10 +146,11 @@ class ContrastiveModule(pl.LightningModule):
             raise LossError(
                 f"the loss is {float(whole.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
             )
-        self._log("train", replace(whole, metrics={**whole.metrics, "faults": self._faults}), len(batch))
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of Lightning's connectors
-        if (self.global_step + 1) % max(1, every) == 0:
+        if is_log_step(self.trainer, self.global_step + 1):
+            self._log("train", replace(whole, metrics={**whole.metrics, "faults": self._faults}), len(batch))
             self._log_geometry("train", rows, batch.present)
+        else:  # shown, and perhaps watched by a callback
+            self._log("train", LossOutput(whole.loss), len(batch))
         return output.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from mmrep.files import replacing
+from mmrep.modules.log_steps import is_log_step
 from mmrep.monitoring.clock_profiler import ClockProfiler
 from mmrep.monitoring.pace import Pace
 from mmrep.monitoring.throughput_report import peak_memory, throughput
@@ -46,7 +47,7 @@ class Throughput(pl.Callback):
         self.report: dict[str, Any] | None = None
         """Of the training that ended, on all ranks."""
         self._until = ExitStack()
-        self._learning_rate = self._gradient_norm = 0.0
+        self._learning_rate, self._gradient_norm = 0.0, torch.zeros(())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         clock = StepClock(CudaStamps() if trainer.strategy.root_device.type == "cuda" else None)
@@ -63,14 +64,15 @@ class Throughput(pl.Callback):
     ) -> None:
         if self.pace is not None:
             self.pace.clock.switch(REST)
-        self._learning_rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        if is_log_step(trainer, trainer.global_step + 1):  # before the schedule moves on
+            self._learning_rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if _logs(trainer, trainer.global_step + 1):
-            gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
-            self._gradient_norm = float(get_total_norm(gradients))
+        if is_log_step(trainer, trainer.global_step + 1):
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            self._gradient_norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,7 +142,7 @@ class Throughput(pl.Callback):
         self.pace = None
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, pace: Pace) -> None:
-        if not _logs(trainer, trainer.global_step):
+        if not is_log_step(trainer, trainer.global_step):
             return
         figures = {
             "samples_per_second": pace.samples_per_second,
@@ -151,12 +153,6 @@ class Throughput(pl.Callback):
         for name, value in figures.items():
             if value is not None:
                 pl_module.log(f"train/{name}", value, on_step=True, on_epoch=False, batch_size=1)
-
-
-def _logs(trainer: pl.Trainer, step: int) -> bool:
-    """Whether Lightning writes the figures of the step with this number, from 1."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of Lightning's connectors
-    return step % max(1, every) == 0
 
 
 def _everyones(trainer: pl.Trainer, own: int) -> int:
