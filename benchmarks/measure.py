@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine, versions
-from data_prep.emoji_m3.progress import track
+from mmrep.progress import track
 
 Step = Callable[[], object]
 

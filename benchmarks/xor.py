@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.machine import machine, versions
-from data_prep.emoji_m3.progress import track
 from mmrep.losses import ConFuLoss, GRAMLoss, Loss, PairwiseCLIPLoss, SymileLoss, TriangleLoss
+from mmrep.progress import track
 
 BITS, WIDTH = 5, 16
 CODES = 2**BITS

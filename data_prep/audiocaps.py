@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.captions import CAPTION, CLIP, Captioned, add_caption_options, captioned_samples
+from data_prep.captions import CAPTION, CLIP, Captioned, add_caption_options, captioned_samples, files_of
 from data_prep.released_files import expect_folder, provenance, read_csv
 from data_prep.samples import Release, make_parser, run
 from mmrep.errors import ConfigError, DataError
@@ -29,6 +29,8 @@ PATTERNS = (
 """Names of clips, without the ending, that are looked for: the more exact before the less."""
 FIELDS = ("audiocap_id", "youtube_id", "start_time", "end_time", "start_ms", "end_ms")
 SECONDS = 10
+MAX_DIGITS = 10
+"""Of a time."""
 LAYOUT = "expected are train.csv, val.csv and test.csv with the columns " + ", ".join(COLUMNS)
 LICENCES = {
     "captions": "free for academic purposes only, as the README of the release says",
@@ -49,9 +51,11 @@ def read(options: argparse.Namespace) -> Release:
     patterns = [_checked(options.pattern)] if options.pattern is not None else list(PATTERNS)
     clips = find_clips(options.audio or root)
     found = {split: file for split, file in files.items() if file.is_file()}
+    splits = {split: _captioned(file, clips, patterns) for split, file in found.items()}
     return Release(
         "audiocaps",
-        {split: _captioned(file, clips, patterns) for split, file in found.items()},
+        splits,
+        [*found.values(), *files_of(splits)],
         captioned_samples("audio", train_captions=options.train_captions),
         {"audio": CLIP, "text": CAPTION},
         group_key="clip",
@@ -86,6 +90,10 @@ def _checked(pattern: str) -> str:
         raise ConfigError(f"--pattern {pattern!r}: {error}") from error
     if not names or set(names) - set(FIELDS):
         raise ConfigError(f"--pattern {pattern!r} does not name a clip", fix=f"use {{{'}, {'.join(FIELDS)}}}")
+    try:
+        _name(stem, dict.fromkeys(COLUMNS, "0"))
+    except ValueError as error:  # a format that texts do not have
+        raise ConfigError(f"--pattern {pattern!r}: {error}") from error
     return stem
 
 
@@ -109,9 +117,10 @@ def _clip(rows: Sequence[dict[str, str]], clips: dict[str, Path], patterns: Sequ
 
 
 def _name(pattern: str, row: dict[str, str]) -> str:
-    start = int(row["start_time"]) if row["start_time"].isdigit() else 0
+    text = row["start_time"]
+    start = int(text) if text.isdecimal() and len(text) < MAX_DIGITS else 0
     times = {"end_time": start + SECONDS, "start_ms": 1000 * start, "end_ms": 1000 * (start + SECONDS)}
-    return pattern.format(**row, **times)
+    return pattern.format(**row | times)  # a table may have columns of these names
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,11 +37,14 @@ def accuracy(
     return found
 
 
-def read_candidates(samples: Any, id_key: str) -> list[list[int]]:
+def read_candidates(samples: Any, id_key: str) -> tuple[list[list[int]], int]:
     """For each sample that has candidates, their numbers in the split; a query of which one is missing is left out.
 
+    Returns:
+        The candidates, and how many queries are left out.
+
     Raises:
-        DataError: If no sample has candidates.
+        DataError: If no sample has candidates, or no query has all of them in the split.
     """
     from mmrep.data.decode import decode
 
@@ -51,7 +54,14 @@ def read_candidates(samples: Any, id_key: str) -> list[list[int]]:
     if not listed:
         fix = "val and test of Symile-MIMIC have them"
         raise DataError("no sample has candidates", where=samples.index.folder, fix=fix)
-    return [[places[one] for one in some] for some in listed if all(one in places for one in some)]
+    whole = [[places[one] for one in some] for some in listed if all(one in places for one in some)]
+    if not whole:
+        raise DataError(
+            f"each of {len(listed)} queries lacks a candidate in the split",
+            where=samples.index.folder,
+            fix="write the shards without --limit",
+        )
+    return whole, len(listed) - len(whole)
 
 
 def judge(checkpoint: str, data: str, split: str, direction: str, id_key: str = "hadm_id") -> dict[str, Any]:
@@ -68,7 +78,7 @@ def judge(checkpoint: str, data: str, split: str, direction: str, id_key: str = 
 
     index, model = Index.load(data), load(checkpoint).to(choose_device(None))
     way = Direction.parse(direction, list(model.by_modality))
-    candidates = read_candidates(Samples(index, split), id_key)
+    candidates, left_out = read_candidates(Samples(index, split), id_key)
     encoders = {name: model.by_modality[name] for name in (*way.given, way.target)}
     embeddings = Split(index, split).embed(model, encoders)
     with torch.inference_mode():
@@ -77,7 +87,8 @@ def judge(checkpoint: str, data: str, split: str, direction: str, id_key: str = 
     interval = list(share_interval(share, len(found)))
     chance = sum(1 / len(some) for some in candidates) / len(candidates)
     return {"split": split, "direction": str(way), "queries": len(found), "accuracy": share, "ci95": interval} | {
-        "chance": chance
+        "chance": chance,
+        "left_out": left_out,
     }
 
 

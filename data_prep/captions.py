@@ -8,7 +8,7 @@ each picture once in its gallery and asks once by it, while every caption asks, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,11 @@ def captioned_samples(
         ]
 
     return make
+
+
+def files_of(splits: Mapping[str, Sequence[Captioned]]) -> Iterator[Path]:
+    """The pictures or clips of all splits."""
+    return (entry.path for entries in splits.values() for entry in entries)
 
 
 def add_caption_options(parser: argparse.ArgumentParser) -> None:

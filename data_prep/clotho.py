@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.captions import CAPTION, CLIP, Captioned, add_caption_options, captioned_samples
+from data_prep.captions import CAPTION, CLIP, Captioned, add_caption_options, captioned_samples, files_of
 from data_prep.released_files import expect_folder, inside, provenance, read_csv
 from data_prep.samples import Release, make_parser, run
 
@@ -37,9 +37,11 @@ def read(options: argparse.Namespace) -> Release:
     files = {split: root / f"clotho_captions_{name}.csv" for split, name in SPLITS.items()}
     expect_folder(root, "Clotho", list(files.values()), LAYOUT)
     found = {split: file for split, file in files.items() if file.is_file()}  # version 1 has no validation
+    splits = {split: _clips(root, SPLITS[split], file) for split, file in found.items()}
     return Release(
         "clotho",
-        {split: _clips(root, SPLITS[split], file) for split, file in found.items()},
+        splits,
+        [*found.values(), *(_metadata(root, SPLITS[split]) for split in found), *files_of(splits)],
         captioned_samples("audio", train_captions=options.train_captions),
         {"audio": CLIP, "text": CAPTION},
         group_key="clip",
@@ -48,8 +50,12 @@ def read(options: argparse.Namespace) -> Release:
     )
 
 
+def _metadata(root: Path, name: str) -> Path:
+    return root / f"clotho_metadata_{name}.csv"
+
+
 def _clips(root: Path, name: str, file: Path) -> list[Captioned]:
-    metadata = root / f"clotho_metadata_{name}.csv"
+    metadata = _metadata(root, name)
     known = {}
     if metadata.is_file():
         rows = read_csv(metadata, ("file_name", *METADATA))

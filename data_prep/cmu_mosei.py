@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.computational_sequence import SequenceFile, frames_within, mean_by_interval
-from data_prep.released_files import expect_folder, provenance, read_json
+from data_prep.released_files import expect_folder, provenance, read_bounded, read_json
 from data_prep.samples import Members, Release, make_parser, run
 from mmrep.errors import DataError
 
@@ -35,6 +35,8 @@ FEATURES = {
 }
 DIMENSIONS = ("sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear")
 SILENCE = "sp"
+MAX_FOLDS_BYTES = 1 << 24
+"""Of the SDK's file of folds, which has 50 kB: a parser takes a hundred times as much."""
 FOLDS = {"train": "standard_train_fold", "val": "standard_valid_fold", "test": "standard_test_fold"}
 """Split -> what the SDK calls its videos."""
 LAYOUT = f"expected are {LABELS} and others of the SDK, in the folder or below"
@@ -78,6 +80,7 @@ def read(options: argparse.Namespace) -> Release:
     return Release(
         "cmu-mosei",
         splits,
+        [*files.values(), options.folds],
         partial(make, words, features, options.align == "words"),
         modalities,
         group_key="segment",
@@ -123,10 +126,9 @@ def read_folds(file: Path) -> dict[str, list[str]]:
 
 
 def _literals(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise DataError("no such file", where=file, fix="give cmu_mosei_std_folds.py of the SDK, or JSON")
+    text = read_bounded(file, MAX_FOLDS_BYTES)
     try:
-        statements = ast.parse(file.read_text(encoding="utf-8")).body
+        statements = ast.parse(text).body
         return {
             statement.targets[0].id: ast.literal_eval(statement.value)
             for statement in statements
@@ -142,13 +144,14 @@ def _segments(labels: SequenceFile, videos: Sequence[str]) -> Iterator[Segment]:
             continue  # the folds name videos that the labels lack
         try:
             scores, intervals = labels.read(video)
-        except DataError:
+            scores = scores.astype(float)
+        except (DataError, ValueError, TypeError):
             yield Segment(video, 0, 0.0, 0.0, ())  # which `make` refuses, so that it is listed
             continue
         order = np.argsort(intervals[:, 0], kind="stable")
         for place, row in enumerate(order.tolist()):
             start, end = intervals[row].tolist()
-            yield Segment(video, place, start, end, tuple(np.atleast_1d(scores[row]).astype(float).tolist()))
+            yield Segment(video, place, start, end, tuple(scores[row].ravel().tolist()))
 
 
 def make(
@@ -172,6 +175,8 @@ def make(
         if segment.video not in sequence:
             continue
         frames, intervals = sequence.read(segment.video)
+        if frames.ndim != 2 or frames.dtype.kind not in "fiu":
+            raise DataError(f"{name} {list(frames.shape)} of {frames.dtype}", where=where)
         frames, intervals = frames_within(frames, intervals, segment.start, segment.end)
         if aligned:
             frames = mean_by_interval(frames, intervals, spans)

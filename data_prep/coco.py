@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.captions import CAPTION, PICTURE, Captioned, add_caption_options, captioned_samples
+from data_prep.captions import CAPTION, PICTURE, Captioned, add_caption_options, captioned_samples, files_of
 from data_prep.released_files import expect_folder, inside, provenance, read_json
 from data_prep.samples import Release, make_parser, run
 from mmrep.errors import DataError
@@ -44,6 +44,7 @@ def read(options: argparse.Namespace) -> Release:
     return Release(
         "coco" if options.karpathy is None else options.karpathy.stem,
         splits,
+        [*files, *files_of(splits)],
         captioned_samples("image", train_captions=options.train_captions, image_size=options.image_size),
         {"image": PICTURE, "text": CAPTION},
         group_key="image_id",
@@ -75,7 +76,7 @@ def _captions(file: Path, root: Path, folder: str) -> list[Captioned]:
             )
             for image in content["images"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"not the form of COCO's captions ({error!r})", where=file, fix="fetch it again") from error
 
 
@@ -89,7 +90,7 @@ def _karpathy(root: Path, file: Path) -> dict[str, list[Captioned]]:
             captions = [str(sentence["raw"]) for sentence in image["sentences"]]
             found = Captioned(_picture(root, image), captions, record)
             splits.setdefault(KARPATHY_SPLITS[image["split"]], []).append(found)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(f"not the form of Karpathy's splits ({error!r})", where=file, fix="fetch it again") from error
     return splits
 

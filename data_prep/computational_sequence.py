@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from mmrep.errors import DataError
 
 MAX_VIDEO_BYTES = 2 << 30
 """Of the features of one video: looked at in the header before they are read."""
+MAX_CHUNK_BYTES = 64 << 20
+"""HDF5 unpacks a chunk whole, however little of it is used; h5py and the SDK make chunks of 1 MiB at most."""
 
 
 class SequenceFile:
@@ -27,7 +30,8 @@ class SequenceFile:
         self._held: tuple[str, tuple[np.ndarray, np.ndarray]] | None = None
 
     def __contains__(self, video: str) -> bool:
-        return video in _data(self.path, os.getpid())
+        data = _data(self.path, os.getpid())
+        return "/" not in video and data.get(video, getlink=True) is not None
 
     def read(self, video: str) -> tuple[np.ndarray, np.ndarray]:
         """``(features [T, ...], intervals [T, 2])`` of a video, in seconds.
@@ -42,14 +46,14 @@ class SequenceFile:
     def _read(self, video: str) -> tuple[np.ndarray, np.ndarray]:
         where = f"{self.path}:{video}"
         try:
-            features, intervals = (
-                _array(_data(self.path, os.getpid())[video], name) for name in ("features", "intervals")
-            )
-        except (KeyError, OSError, ValueError, TypeError, AttributeError) as error:
+            group = _inside(_data(self.path, os.getpid()), video)
+            features, intervals = (_array(_inside(group, name), name) for name in ("features", "intervals"))
+            intervals = intervals.astype(np.float64)
+        except (KeyError, OSError, ValueError, TypeError, AttributeError, MemoryError) as error:
             raise DataError(f"features or intervals cannot be read ({error})", where=where) from error
         if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) != len(features) or features.ndim < 2:
             raise DataError(f"features {list(features.shape)}, intervals {list(intervals.shape)}", where=where)
-        return features, intervals.astype(np.float64)
+        return features, intervals
 
 
 @lru_cache(maxsize=16)
@@ -64,20 +68,37 @@ def _data(path: Path, process: int) -> Any:
     try:
         file = h5py.File(path, "r")
         (name,) = file.keys()
-        return file[name]["data"]
-    except (OSError, KeyError, ValueError) as error:
+        data = _inside(_inside(file, name), "data")
+        if not isinstance(data, h5py.Group):
+            raise ValueError("'data' is no group")
+        return data
+    except (OSError, KeyError, ValueError, AttributeError) as error:
         raise DataError(f"no computational sequence ({error})", where=path, fix="fetch it again") from error
 
 
-def _array(video: Any, name: str) -> np.ndarray:
-    """A data set that lies in the file itself: a link to another file is not followed."""
+def _inside(group: Any, name: str) -> Any:
+    """A member of a group that lies in the file itself: no other link is followed, and none on the way.
+
+    Raises:
+        ValueError: If it is a link.
+        KeyError: If there is none.
+    """
     import h5py
 
-    if not isinstance(video.get(name, getlink=True), h5py.HardLink) or video[name].external:
+    if "/" in name or not isinstance(group.get(name, getlink=True), h5py.HardLink | type(None)):
         raise ValueError(f"'{name}' leads out of the file")
-    if video[name].size * video[name].dtype.itemsize > MAX_VIDEO_BYTES:
+    return group[name]
+
+
+def _array(found: Any, name: str) -> np.ndarray:
+    """A data set whose numbers lie in the file itself."""
+    if found.external or found.is_virtual:
+        raise ValueError(f"'{name}' leads out of the file")
+    if found.size * found.dtype.itemsize > MAX_VIDEO_BYTES:
         raise ValueError(f"'{name}' has more than {MAX_VIDEO_BYTES} bytes")
-    return np.asarray(video[name][()])
+    if math.prod(found.chunks or ()) * found.dtype.itemsize > MAX_CHUNK_BYTES:
+        raise ValueError(f"'{name}' has chunks of more than {MAX_CHUNK_BYTES} bytes")
+    return np.asarray(found[()])
 
 
 def frames_within(frames: np.ndarray, intervals: np.ndarray, start: float, end: float) -> tuple[np.ndarray, np.ndarray]:

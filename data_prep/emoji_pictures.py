@@ -18,11 +18,11 @@ from typing import Any
 
 from data_prep.emoji_m3.build import UNICODE_LICENCE
 from data_prep.emoji_m3.catalog import Catalog, Emoji, load_catalog
-from data_prep.emoji_m3.progress import track
 from data_prep.emoji_m3.render import render
 from data_prep.emoji_m3.settings import FULL, TEST_VENDORS, TRAIN_VENDORS
 from data_prep.emoji_m3.sources import TARBALLS, default_cache, fetch_all, python_versions
-from mmrep.errors import DataError, MmrepError
+from mmrep.errors import MmrepError
+from mmrep.progress import track
 
 SETTINGS = replace(FULL, name="pictures", plain_languages=("en",), joint_languages=("en",))
 SPLITS = {
@@ -58,17 +58,20 @@ def build(out: Path, cache: Path, *, overwrite: bool = False) -> int:
     Raises:
         DataError: A package is missing or broken, or ``out`` is not empty and ``overwrite`` is off.
     """
+    from data_prep.building.build_folder import BuildFolder
+
+    catalog, folder = load_catalog(SETTINGS, fetch_all(cache)), BuildFolder(out.resolve(), overwrite)
+    with folder.opened(dict(_provenance())):
+        written = _write(catalog, folder.path)
+        folder.publish()
+    return written
+
+
+def _write(catalog: Catalog, out: Path) -> int:
     from mmrep.data.build import build_index
     from mmrep.data.index import Label, Modality
     from mmrep.data.writer import write_shard
 
-    if out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise DataError("the folder is not empty", where=out, fix="choose another --out, or pass --overwrite")
-        for path in [out / "index.json", *out.glob("*.tar")]:
-            path.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    catalog = load_catalog(SETTINGS, fetch_all(cache))
     written = 0
     for split in SPLITS:
         samples = plan(catalog.emoji, split)

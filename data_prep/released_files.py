@@ -15,6 +15,8 @@ from mmrep.errors import DataError
 
 MAX_JSON_BYTES = 1 << 30
 """Of an annotation file; the largest of the field, Karpathy's COCO, has about 150 MB."""
+MAX_CSV_BYTES = 1 << 28
+"""Of a table; the largest of the field, Symile-MIMIC's, has some 10 MB."""
 
 MAGIC = {
     b"\xff\xd8\xff": "jpg",
@@ -50,15 +52,16 @@ def expect_folder(root: Path, what: str, needed: Sequence[Path], fix: str) -> No
 
 
 def inside(root: Path, name: str) -> Path:
-    """The path of a file that an annotation names, which must stay below ``root``.
+    """The path of a file that an annotation names: no name leads out of ``root``. A link that the user put there is followed.
 
     Raises:
         DataError: If it leads elsewhere.
     """
-    path = Path(os.path.normpath(root / name))
-    if "\0" in name or not path.is_relative_to(os.path.normpath(root)):
+    base = os.path.abspath(root)  # noqa: PTH100 - links are not resolved
+    path = Path(os.path.abspath(root / name))  # noqa: PTH100
+    if "\0" in name or not path.is_relative_to(base):
         raise DataError("outside the folder of the data set", where=repr(name))
-    return path
+    return root / path.relative_to(base)
 
 
 def read_member(kind: str, path: Path, image_size: int | None = None) -> tuple[str, bytes]:
@@ -89,25 +92,13 @@ def check_member(
     kind: str, extension: str, data: bytes, where: object, image_size: int | None = None
 ) -> tuple[str, bytes]:
     """Bytes as a member, as `read_member` does a file."""
+    from data_prep.building.pictures import shrink
     from mmrep.data.decode import decode
 
     content = decode(kind, extension, data, where)
     if kind == "image" and image_size is not None and min(content.size) > image_size:
         return shrink(content, extension, image_size)
     return extension, data
-
-
-def shrink(picture: Any, extension: str, size: int) -> tuple[str, bytes]:
-    """A picture with ``size`` pixels on its shorter side: PNG stays lossless, any other format becomes a JPEG."""
-    from PIL import Image
-
-    scale, buffer = size / min(picture.size), io.BytesIO()
-    smaller = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-    if extension == "png":
-        smaller.save(buffer, "PNG")
-        return "png", buffer.getvalue()
-    smaller.save(buffer, "JPEG", quality=95)
-    return "jpg", buffer.getvalue()
 
 
 def format_of(data: bytes, where: object) -> str:
@@ -122,18 +113,29 @@ def format_of(data: bytes, where: object) -> str:
     raise DataError("bytes of an unknown format", where=where)
 
 
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The whole of a file that should be small.
+
+    Raises:
+        DataError: If it is missing or has more than ``limit`` bytes.
+    """
+    if not path.is_file():
+        raise DataError("no such file", where=path)
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise DataError(f"more than {limit} bytes", where=path)
+    return data
+
+
 def read_json(path: Path) -> Any:
     """The content of an annotation file.
 
     Raises:
         DataError: If it is missing, too large, or no JSON.
     """
-    if not path.is_file():
-        raise DataError("no such file", where=path)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise DataError(f"more than {MAX_JSON_BYTES} bytes of JSON", where=path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bounded(path, MAX_JSON_BYTES).decode())
     except (ValueError, RecursionError) as error:
         raise DataError(f"no JSON ({error})", where=path, fix="fetch it again") from error
 
@@ -142,11 +144,9 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file by column; bytes that are no UTF-8 are taken as Latin-1, as some releases have them.
 
     Raises:
-        DataError: If it is missing, broken, or lacks a column.
+        DataError: If it is missing, too large, broken, or lacks a column.
     """
-    if not path.is_file():
-        raise DataError("no such file", where=path)
-    data = path.read_bytes()
+    data = read_bounded(path, MAX_CSV_BYTES)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -1,33 +1,33 @@
 """Entries of a published data set -> shards and their index: what the readers of the field's layouts share.
 
 An entry is what the release counts: a picture with its captions, a row, a segment. Shard n of a split is made of the entries
-from n * S to (n + 1) * S and of nothing else, so a run that ended goes on where it stopped, and the number of processes changes
-no byte. An entry that cannot be used is listed in rejects.csv and ends nothing.
+from n * S to (n + 1) * S and of nothing else, so the number of processes changes no byte. Everything is built in ``OUT.part``,
+where a run that ended goes on (see `data_prep.building`), and put in place whole. An entry that cannot be used is listed in
+rejects.csv and ends nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib
-import json
-import multiprocessing
+import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmrep.errors import DataError, MmrepError
 
-JOURNAL = "unfinished.jsonl"
-"""In a folder whose run has not ended: the settings, then a line for each shard that is done."""
-OWN_FILES = ("*.tar", "*.tar.part", "index.json", "index.json.part", "rejects.csv", JOURNAL)
-"""What is written here, and therefore may be removed."""
+if TYPE_CHECKING:
+    from data_prep.building.build_folder import BuildFolder
+    from data_prep.building.finished_shards import FinishedShards
+
 REASONS_SHOWN = 10
+SHARED = ("out", "limit", "shard_entries", "workers", "overwrite")
+"""Options of all readers; the others are a reader's own, and decide on the bytes."""
 
 Members = Mapping[str, Any]
 """Extension -> content of a sample, as `mmrep.data.writer.write_shard` takes it, without the key."""
@@ -40,6 +40,7 @@ class Release:
     Attributes:
         name: Of the data set.
         splits: Split -> its entries, each cheap to name; what is large is read by ``make``.
+        files: All that is read. A run does not go on with what another left of files that have changed since.
         make: From the split and an entry to its samples; raises DataError or OSError where the entry cannot be used.
         modalities: Modality -> ``(extensions, kind)``.
         group_key: Field of the samples' JSON: samples with equal values are right answers to each other.
@@ -50,6 +51,7 @@ class Release:
 
     name: str
     splits: Mapping[str, Sequence[Any]]
+    files: Iterable[Path]
     make: Callable[[str, Any], Sequence[Members]]
     modalities: Mapping[str, tuple[tuple[str, ...], str]]
     group_key: str | None = None
@@ -80,23 +82,22 @@ class Task(NamedTuple):
 class Done:
     """What became of a shard: entries and samples written, samples by extension, what was left out."""
 
-    name: str
     split: str
     entries: int = 0
     samples: int = 0
     extensions: dict[str, int] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
 
-    @classmethod
-    def parse(cls, line: dict[str, Any]) -> Done:
-        """From a line of the journal."""
-        return cls(**{**line, "rejects": [Reject(*reject) for reject in line["rejects"]]})
+    def facts(self) -> dict[str, Any]:
+        """What its record says beside the samples' number."""
+        return {"entries": self.entries, "extensions": self.extensions, "rejects": self.rejects}
 
 
 def write_release(
     release: Release,
     out: Path,
     *,
+    options: Mapping[str, Any] | None = None,
     limit: int | None = None,
     shard_entries: int = 1000,
     workers: int = 1,
@@ -107,32 +108,40 @@ def write_release(
     Args:
         release: What to write.
         out: Folder of the shards.
+        options: What else the samples depend on; a run does not go on with what one of other options left.
         limit: At most so many entries of each split.
         shard_entries: Entries a shard.
         workers: Processes.
-        overwrite: Whether shards that this module wrote may be replaced.
+        overwrite: Whether shards in ``out`` may be replaced, and an ended run of something else given up.
 
     Raises:
-        DataError: If ``out`` holds anything else, no entry can be used, or a process is killed.
+        DataError: If ``out`` holds anything else, no entry can be used, a process is killed, or another run writes there.
     """
+    from data_prep.building.build_folder import BuildFolder
+    from data_prep.building.workers import WorkerKilledError
+
     if min(shard_entries, workers, 1 if limit is None else limit) < 1:
         raise DataError(f"--limit {limit}, --shard-entries {shard_entries}, --workers {workers}", fix="give at least 1")
     tasks = _plan(release, limit, shard_entries)
     if not tasks:
         raise DataError(f"{release.name} has no entries", fix="look at the folder that was given")
-    settings = {"release": release.name, "provenance": dict(release.provenance), "tasks": tasks}
-    done = _begin(out, settings, overwrite)
-    _write_shards(release, out, [task for task in tasks if task.name not in done], workers, done)
-    reports = [done[task.name] for task in tasks]
-    rejects = [reject for report in reports for reject in report.rejects]
-    if not any(report.samples for report in reports):
-        first = rejects[0]
-        raise DataError(
-            f"none of {len(rejects)} entries of {release.name} can be used; the first: {first.reason}",
-            where=first.where,
-            fix="look at the folder that was given",
-        )
-    _finish(release, out, rejects)
+    request = {
+        "release": release.name,
+        "option": dict(options or {}),
+        "file": _fingerprint(release.files),
+        "plan": tasks,
+        "provenance": dict(release.provenance),
+    }
+    build = BuildFolder(out.resolve(), overwrite)
+    with build.opened(request):
+        try:
+            reports = _build(release, build, tasks, workers)
+        except WorkerKilledError:
+            raise
+        except MmrepError:
+            build.remove()  # the next run would come to the same
+            raise
+        build.publish()
     return reports
 
 
@@ -145,94 +154,64 @@ def _plan(release: Release, limit: int | None, size: int) -> list[Task]:
     return tasks
 
 
-def _begin(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Done]:
-    """Make the folder ready; gives the shards that are done already."""
-    from mmrep.data.index import remove_arrays
-
-    settings = json.loads(json.dumps(settings))
-    journal = out / JOURNAL
-    if overwrite and out.is_dir():
-        for path in (path for pattern in OWN_FILES for path in out.glob(pattern)):
-            path.unlink()
-        remove_arrays(out)
-    elif journal.is_file():
-        lines = list(_journal_lines(journal))
-        if not lines or lines[0] != settings:
-            raise DataError(
-                "the folder holds a run of other files or options", where=out, fix="pass --overwrite to begin anew"
-            )
-        found = [Done.parse(line) for line in lines[1:]]
-        found = [report for report in found if not report.samples or (out / report.name).is_file()]
-        # Rewritten whole, so that a line which a killed run cut short is not in the way of the next.
-        _rewrite(journal, settings, found)
-        return {report.name: report for report in found}
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError("the folder is not empty", where=out, fix="choose another --out, or pass --overwrite")
-    out.mkdir(parents=True, exist_ok=True)
-    _rewrite(journal, settings, [])
-    return {}
-
-
-def _journal_lines(path: Path) -> Iterator[Any]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _fingerprint(files: Iterable[Path]) -> dict[str, Any]:
+    """How many files there are, and a digest of their paths, sizes and times; one that is missing counts too."""
+    digest, count = hashlib.sha256(), 0
+    for count, path in enumerate(files, start=1):  # noqa: B007 - the last one is the number
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was killed while writing it
-            return
+            found = path.stat()
+            facts = f"{found.st_size} {found.st_mtime_ns}"
+        except (OSError, ValueError) as error:
+            facts = type(error).__name__
+        digest.update(f"{str(path.absolute())!r} {facts}\n".encode())
+    return {"count": count, "sha256": digest.hexdigest()}
 
 
-def _rewrite(journal: Path, settings: dict[str, Any], reports: Sequence[Done]) -> None:
-    from mmrep.files import replacing
+def _build(release: Release, build: BuildFolder, tasks: Sequence[Task], workers: int) -> list[Done]:
+    from data_prep.building.finished_shards import FinishedShards
 
-    with replacing(journal) as part:
-        part.write_text("".join(f"{json.dumps(line)}\n" for line in (settings, *map(asdict, reports))))
-
-
-def _write_shards(release: Release, out: Path, tasks: Sequence[Task], workers: int, done: dict[str, Done]) -> None:
-    """Write what is left, and note each shard in the journal when it is whole."""
-    from data_prep.emoji_m3.progress import track
-
-    with (out / JOURNAL).open("a", encoding="utf-8") as journal:
-        for report in track(_results(release, out, tasks, workers), len(tasks), f"shards of {release.name}"):
-            done[report.name] = report
-            journal.write(json.dumps(asdict(report)) + "\n")
-            journal.flush()
-
-
-def _results(release: Release, out: Path, tasks: Sequence[Task], workers: int) -> Iterator[Done]:
-    if workers == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield _write_shard(release, out, task)
-        return
-    importlib.import_module("webdataset")  # seconds, once here instead of once in every fork
-    try:
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(workers, len(tasks)), context, _adopt, (release, out)) as pool:
-            yield from pool.map(_write_adopted, tasks)
-    except BrokenProcessPool as error:
-        raise DataError("a worker process was killed", fix="if memory ran out, try --workers 1") from error
+    shards = FinishedShards(build.path, build.work)
+    _write_shards(release, shards, tasks, workers)
+    reports = [_reported(shards, task) for task in tasks]
+    rejects = [reject for report in reports for reject in report.rejects]
+    if not any(report.samples for report in reports):
+        first = rejects[0] if rejects else Reject("", 0, "", "no sample comes of it")
+        raise DataError(
+            f"none of {sum(task.stop - task.start for task in tasks)} entries of {release.name} can be used; "
+            f"the first: {first.reason}",
+            where=first.where,
+            fix="look at the folder that was given",
+        )
+    _finish(release, build.path, rejects)
+    return reports
 
 
-_ADOPTED: list[tuple[Release, Path]] = []
-"""What a worker process works on: handed over by the fork, since a release need not be picklable."""
+def _write_shards(release: Release, shards: FinishedShards, tasks: Sequence[Task], workers: int) -> None:
+    """Write those that are not finished."""
+    from data_prep.building.workers import in_processes
+    from mmrep.progress import track
+
+    todo = {task.name: task for task in tasks if shards.load(task.name) is None}
+    if len(todo) < len(tasks):
+        print(f"{len(tasks) - len(todo)} of {len(tasks)} shards were there", file=sys.stderr)
+    work = partial(_write_shard, release, shards, todo)
+    for _ in track(in_processes(lambda: work, list(todo), min(workers, len(todo))), len(todo), "shards"):
+        pass
 
 
-def _adopt(release: Release, out: Path) -> None:
-    _ADOPTED[:] = [(release, out)]
+def _reported(shards: FinishedShards, task: Task) -> Done:
+    from data_prep.building.workers import WorkerKilledError
+
+    record = shards.load(task.name)
+    if record is None:
+        raise WorkerKilledError("a shard was damaged after it was written", where=task.name, fix="run the same again")
+    rejects = [Reject(*reject) for reject in record["rejects"]]
+    return Done(task.split, record["entries"], record["samples"], record["extensions"], rejects)
 
 
-def _write_adopted(task: Task) -> Done:
-    return _write_shard(*_ADOPTED[0], task)
-
-
-def _write_shard(release: Release, out: Path, task: Task) -> Done:
-    from mmrep.data.writer import write_shard
-
-    report = Done(task.name, task.split)
-    report.samples = write_shard(out / task.name, _samples(release, task, report))
-    if not report.samples:
-        (out / task.name).unlink()
-    return report
+def _write_shard(release: Release, shards: FinishedShards, tasks: Mapping[str, Task], name: str) -> None:
+    report = Done(tasks[name].split)
+    shards.write(name, _samples(release, tasks[name], report), report.facts)
 
 
 def _samples(release: Release, task: Task, report: Done) -> Iterator[dict[str, Any]]:
@@ -257,7 +236,7 @@ def _reject(split: str, number: int, error: DataError | OSError) -> Reject:
 
 
 def _finish(release: Release, out: Path, rejects: Sequence[Reject]) -> None:
-    """The list of rejects, and the index; the journal goes when both are there."""
+    """The list of rejects, and the index."""
     from mmrep.data.build import build_index
     from mmrep.data.index import Label, Modality
     from mmrep.files import replacing
@@ -278,7 +257,6 @@ def _finish(release: Release, out: Path, rejects: Sequence[Reject]) -> None:
             progress=advance,
         )
     index.save()
-    (out / JOURNAL).unlink()
 
 
 def summary(release: Release, reports: Sequence[Done]) -> str:
@@ -315,19 +293,31 @@ def run(
     parser: argparse.ArgumentParser, read: Callable[[argparse.Namespace], Release], argv: Sequence[str] | None
 ) -> int:
     """Read a release as the options say and write it; gives 0, or 2 after an error that the user can mend."""
+    from mmrep.stopping import Stopped, stopped_by_signals
+
     options = parser.parse_args(argv)
     try:
-        release = read(options)
-        reports = write_release(
-            release,
-            options.out,
-            limit=options.limit,
-            shard_entries=options.shard_entries,
-            workers=options.workers,
-            overwrite=options.overwrite,
-        )
+        with stopped_by_signals():
+            print(_run(options, read))
     except (MmrepError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(summary(release, reports))
+    except Stopped as stop:
+        print(f"stopped by {stop.name}; finished shards are kept, the same command goes on", file=sys.stderr)
+        return stop.exit_code
     return 0
+
+
+def _run(options: argparse.Namespace, read: Callable[[argparse.Namespace], Release]) -> str:
+    release = read(options)
+    own = {name: value for name, value in vars(options).items() if name not in SHARED}
+    reports = write_release(
+        release,
+        options.out,
+        options={name: str(value.absolute()) if isinstance(value, Path) else value for name, value in own.items()},
+        limit=options.limit,
+        shard_entries=options.shard_entries,
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    return summary(release, reports)

@@ -18,13 +18,12 @@ from typing import Any, overload
 from data_prep.captions import CAPTION, CLIP, PICTURE
 from data_prep.released_files import check_member, expect_folder, format_of, provenance, read_json
 from data_prep.samples import Members, Release, make_parser, run
+from data_prep.table.parquet_files import batches, open_parquet, reading
 from mmrep.errors import DataError
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("lang", "audio", "image", "text", "cls", "cls_id", "target_text")
 LANGUAGES = ("ar", "el", "en", "hi", "ja", "ko", "te", "th", "uk", "zh-CN")
-MAX_GROUP_BYTES = 4 << 30
-"""Of a row group, uncompressed: one is held in memory."""
 LAYOUT = "expected are train-*.parquet, val-*.parquet and test-*.parquet of one configuration, such as symile-m3-2-xs"
 LICENCES = {
     "release": "CC BY-NC-SA 4.0, Saporta et al. 2024",
@@ -33,7 +32,7 @@ LICENCES = {
 
 
 class ParquetRows(Sequence[dict[str, Any]]):
-    """The rows of several Parquet files by number. The row group of the last one is held, so reading in order is cheap.
+    """The rows of several Parquet files by number. The batch of the last one is held, so reading in order is cheap.
 
     Args:
         files: In order; their footers are read here, nothing else.
@@ -46,14 +45,15 @@ class ParquetRows(Sequence[dict[str, Any]]):
         self.groups: list[tuple[Path, int]] = []
         sizes: list[int] = []
         for file in files:
-            metadata = _open(file).metadata
+            with reading(file):
+                metadata = open_parquet(file).metadata
             if missing := set(COLUMNS) - set(metadata.schema.to_arrow_schema().names):
                 raise DataError(f"no column {', '.join(sorted(missing))}", where=file, fix=LAYOUT)
             for number in range(metadata.num_row_groups):
                 self.groups.append((file, number))
                 sizes.append(metadata.row_group(number).num_rows)
         self.starts: list[int] = [0, *itertools.accumulate(sizes)]
-        self._held: tuple[int, Any] | None = None
+        self._held: tuple[int, _Group] | None = None
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -67,34 +67,43 @@ class ParquetRows(Sequence[dict[str, Any]]):
             return [self[one] for one in range(*number.indices(len(self)))]
         place = bisect.bisect_right(self.starts, number) - 1
         if self._held is None or self._held[0] != place:
-            self._held = place, _read_group(*self.groups[place])
-        row: dict[str, Any] = self._held[1].slice(number - self.starts[place], 1).to_pylist()[0]
-        return row | {"row": number}
+            self._held = place, _Group(*self.groups[place])
+        return self._held[1].row(number - self.starts[place]) | {"row": number}
 
 
-def _open(file: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError("Symile-M3 is Parquet, which pyarrow reads", fix="pip install 'mmrep[search]'") from error
-    try:
-        return pq.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"no Parquet file ({str(error).splitlines()[0]})", where=file, fix="fetch it again") from error
+class _Group:
+    """A row group, read forward: the last batch is held, and so is the error that ended it."""
 
+    def __init__(self, file: Path, number: int) -> None:
+        self.file, self.number = file, number
+        self._start()
 
-def _read_group(file: Path, number: int) -> Any:
-    import pyarrow
+    def row(self, place: int) -> dict[str, Any]:
+        """A row by its place in the group."""
+        if place < self.first:
+            self._start()
+        while self.batch is None or place >= self.first + self.batch.num_rows:
+            self._advance()
+        row: dict[str, Any] = self.batch.slice(place - self.first, 1).to_pylist()[0]
+        return row
 
-    opened = _open(file)
-    if opened.metadata.row_group(number).total_byte_size > MAX_GROUP_BYTES:
-        raise DataError(f"row group {number} has more than {MAX_GROUP_BYTES} bytes", where=file)
-    try:
-        return opened.read_row_group(number, columns=list(COLUMNS), use_threads=False)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"row group {number} cannot be read ({reason})", where=file, fix="fetch it again") from error
+    def _start(self) -> None:
+        self.batches = batches(self.file, COLUMNS, [self.number])
+        self.batch: Any = None
+        self.first, self.reason = 0, ""
+
+    def _advance(self) -> None:
+        if not self.reason:
+            try:
+                following = next(self.batches, None)
+                self.reason = "fewer rows than the footer says" if following is None else ""
+            except DataError as error:
+                self.reason = error.what
+        if self.reason:
+            what = f"row group {self.number} cannot be read ({self.reason})"
+            raise DataError(what, where=self.file, fix="fetch it again")
+        self.first += 0 if self.batch is None else self.batch.num_rows
+        self.batch = following
 
 
 def read(options: argparse.Namespace) -> Release:
@@ -117,6 +126,7 @@ def read(options: argparse.Namespace) -> Release:
     return Release(
         "symile-m3",
         {split: ParquetRows(paths) for split, paths in found.items()},
+        [*(path for paths in found.values() for path in paths), *([translations] if translations is not None else [])],
         make,
         {"image": PICTURE, "text": CAPTION, "audio": CLIP},
         group_key="cls_id",
@@ -146,16 +156,20 @@ def make(split: str, row: dict[str, Any]) -> list[Members]:
     """The sample of a row: a cell that is null is a modality that the sample lacks."""
     where = f"{split} row {row['row']}"
     facts = {name: row[name] for name in ("cls", "cls_id", "lang", "target_text")}
+    if not all(value is None or isinstance(value, str | int) for value in facts.values()):
+        raise DataError(f"of cls, cls_id, lang and target_text one is neither text nor number: {facts}", where=where)
     members: dict[str, Any] = {"json": facts | {"row": row["row"]}}
     if row["text"] is not None:
         members["txt"] = str(row["text"])
     for kind in ("image", "audio"):
         cell = row[kind]
-        if cell is not None and cell.get("bytes") is None:
-            raise DataError(f"the {kind} is not in the table", where=f"{where}: {cell.get('path')}")
-        if cell is not None:
-            extension, data = check_member(kind, format_of(cell["bytes"], where), cell["bytes"], where)
-            members[extension] = data
+        if cell is None:
+            continue
+        if not isinstance(cell, dict) or not isinstance(cell.get("bytes"), bytes):
+            path = cell.get("path") if isinstance(cell, dict) else type(cell).__name__
+            raise DataError(f"the {kind} is not in the table", where=f"{where}: {path}")
+        extension, data = check_member(kind, format_of(cell["bytes"], where), cell["bytes"], where)
+        members[extension] = data
     return [members]
 
 

@@ -9,7 +9,6 @@ measured becomes NaN. The ten candidates of a query, of val_retrieval and test, 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.released_files import expect_folder, provenance
+from data_prep.released_files import expect_folder, provenance, read_csv
 from data_prep.samples import Members, Release, make_parser, run
 from mmrep.errors import DataError
 
@@ -75,6 +74,7 @@ def read(options: argparse.Namespace) -> Release:
     return Release(
         "symile-mimic",
         {split: _Admissions(arrays) for split, arrays in splits.items()},
+        [*tables, *sorted((root / "data_npy").glob("*/*.npy"))],
         make,
         {"cxr": (("png",), "image"), "ecg": (("ecg.npy",), "array"), "labs": (("labs.npy",), "array")},
         group_key="hadm_id",
@@ -102,6 +102,8 @@ def _arrays(root: Path, split: str, retrieval: str | None) -> Arrays:
     lengths = {part: len(array) for part, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"the arrays of {split} have different lengths: {lengths}", where=root, fix="fetch them again")
+    if not np.isfinite(arrays["hadm_id"]).all():
+        raise DataError(f"admissions of {split} without a number", where=root, fix="fetch the arrays again")
     # The test arrays repeat each admission as a wrong candidate of others; the first row of each is its own.
     _, rows = np.unique(np.asarray(arrays["hadm_id"]), return_index=True)
     candidates = _candidates(root, retrieval) if retrieval is not None else {}
@@ -125,11 +127,15 @@ def _candidates(root: Path, split: str) -> dict[int, list[int]]:
     """Admission -> the admissions among whose X-rays its own is to be found, its own first."""
     names = ("hadm_id", "label_hadm_id", "label")
     shown, asked, right = (np.asarray(_map(root, split, name)).tolist() for name in names)
-    found: dict[int, list[int]] = {}
+    folder, found = root / "data_npy" / split, dict[int, list[int]]()
+    if not len(shown) == len(asked) == len(right):
+        raise DataError(f"{', '.join(names)} of {split} have different lengths", where=folder, fix="fetch them again")
     for candidate, query, label in sorted(zip(shown, asked, right, strict=True), key=lambda row: -row[2]):
         if label and candidate != query:
-            raise DataError(f"the right answer of {query} is {candidate}", where=root / "data_npy" / split)
+            raise DataError(f"the right answer of {query} is {candidate}", where=folder)
         found.setdefault(query, []).append(candidate)
+    if wrong := [query for query, candidates in found.items() if candidates[0] != query]:
+        raise DataError(f"no right answer among the candidates of {wrong[0]}", where=folder, fix="fetch them again")
     return found
 
 
@@ -137,16 +143,18 @@ def _findings(table: Path) -> dict[int, dict[str, str]]:
     """Admission -> its findings that are certain."""
     if not table.is_file():
         return {}
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        int(float(row["hadm_id"])): {
-            finding: STATES[float(row[finding])]
-            for finding in FINDINGS
-            if row.get(finding) and float(row[finding]) in STATES
+    rows = read_csv(table, ("hadm_id",))
+    try:
+        return {
+            int(float(row["hadm_id"])): {
+                finding: STATES[float(row[finding])]
+                for finding in FINDINGS
+                if row.get(finding) and float(row[finding]) in STATES
+            }
+            for row in rows
         }
-        for row in rows
-    }
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"hadm_id or a finding is no number ({error})", where=table, fix="fetch it again") from error
 
 
 def make(split: str, entry: tuple[Arrays, int]) -> list[Members]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmrep.data.index import remove_arrays
 from mmrep.errors import DataError
-from mmrep.files import replacing
+from mmrep.files import PART, replacing
 
 WORK = "unfinished"
 """Below the folder: what is not part of the result. It goes before the result is put in place."""
@@ -36,7 +36,7 @@ class BuildFolder:
 
     def __init__(self, out: Path, overwrite: bool) -> None:
         self.out, self.overwrite = out, overwrite
-        self.path = out.with_name(out.name + ".part")
+        self.path = out.with_name(out.name + PART)
         self.work = self.path / WORK
 
     @contextmanager
@@ -48,6 +48,7 @@ class BuildFolder:
 
         Raises:
             DataError: If it, or the output folder, holds what must not be lost, or another run is using it.
+                An output folder without an index.json holds such things.
         """
         if self.out.exists() and (not self.out.is_dir() or (any(self.out.iterdir()) and not self.overwrite)):
             raise DataError(
@@ -68,8 +69,6 @@ class BuildFolder:
         Of the output folder only what its index.json names is removed. That file stays until the new one takes its place:
         after a kill in between, the same command goes on.
 
-        Raises:
-            DataError: If the output folder holds shards without an index.json, which are then not ours.
         """
         for left in self.path.glob("*.part"):  # of processes that were killed
             left.unlink()
@@ -165,7 +164,6 @@ def _remove_earlier(out: Path) -> None:
 def _remove_build(folder: Path) -> None:
     """Remove what a build left in the folder beside the output."""
     for path in folder.iterdir():
-        name = path.name.split(".tar.")[0] + ".tar" if path.suffix == ".part" else path.name  # NAME.tar.1f3c.part
-        if SHARD.fullmatch(name) or name in (INDEX, REJECTS) or path.name.startswith((f"{INDEX}.", f"{REJECTS}.")):
-            path.unlink()
+        if path.suffix == PART or SHARD.fullmatch(path.name) or path.name in (INDEX, REJECTS):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     remove_arrays(folder)

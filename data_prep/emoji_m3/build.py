@@ -18,12 +18,12 @@ from typing import Any
 from data_prep.emoji_m3.catalog import Catalog, load_catalog
 from data_prep.emoji_m3.forked import run_forked
 from data_prep.emoji_m3.plan import Sample, plan_shard
-from data_prep.emoji_m3.progress import track
 from data_prep.emoji_m3.render import Pictures, render_all
 from data_prep.emoji_m3.settings import SPLITS, Settings
 from data_prep.emoji_m3.sources import TARBALLS, fetch_all, python_versions
 from data_prep.emoji_m3.speech import Speaker, encode_flac, resample
 from mmrep.errors import DataError
+from mmrep.progress import track
 
 FORMAT = 1  # raise it when a change of this code changes the bytes of a build
 STAMP, INDEX = "build.json", "index.json"
@@ -102,10 +102,17 @@ def is_complete(settings: Settings, out: Path, task: str) -> bool:
 
 
 def prepare(folder: Path, stamp: dict[str, Any], overwrite: bool) -> None:
-    """Makes the folder and stamps it; on ``overwrite`` removes the files of an earlier build, and no others."""
+    """Makes the folder and stamps it; on ``overwrite`` removes the files of an earlier build, and no others.
+
+    Raises:
+        DataError: It holds something, but neither an index nor the stamp of a build.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        for path in [folder / INDEX, folder / STAMP, *sorted(folder.glob("*.tar"))]:
+    if overwrite and any(folder.iterdir()):
+        if not (folder / INDEX).exists() and not (folder / STAMP).exists():
+            raise DataError("the folder holds something else", where=folder, fix="choose another --out")
+        shards = [path for split in SPLITS for path in folder.glob(f"{split}-{'[0-9]' * 6}.tar")]
+        for path in [*shards, folder / INDEX, folder / STAMP]:
             path.unlink(missing_ok=True)
     beside = folder / f"{STAMP}.tmp"
     beside.write_text(stamp_text(stamp), "utf-8")

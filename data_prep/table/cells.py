@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from data_prep.building.pictures import shrink
 from data_prep.table.cell import MAX_CELL_BYTES, Blob, Row
 from data_prep.table.sources import VALUES, Source
 from mmrep.data.decode import decode
@@ -40,7 +39,7 @@ def read_member(source: Source, row: Row, root: Path, image_size: int | None) ->
         suffix, data = _stored(source.kind, row, column, root)
     content = decode(source.stored_kind, suffix, data, column)
     if source.kind == "image" and image_size is not None and min(content.size) > image_size:
-        suffix, data = _shrink(content, suffix, image_size)
+        suffix, data = shrink(content, suffix, image_size)
     return source.prefix + suffix, data
 
 
@@ -98,15 +97,3 @@ def _local_path(cell: str, column: str, root: Path) -> Path:
     if not Path(cell).is_absolute() and not path.is_relative_to(os.path.normpath(root)):
         raise DataError("outside the root folder", where=column)
     return path
-
-
-def _shrink(image: Image.Image, suffix: str, size: int) -> tuple[str, bytes]:
-    """Keep PNG lossless; any other format becomes a JPEG."""
-    scale = size / min(image.size)
-    smaller = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    if suffix == "png":
-        smaller.save(buffer, "PNG")
-        return "png", buffer.getvalue()
-    smaller.save(buffer, "JPEG", quality=95)
-    return "jpg", buffer.getvalue()

@@ -11,18 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.table.build_folder import BuildFolder
+from data_prep.building.build_folder import BuildFolder
+from data_prep.building.workers import WorkerKilledError, in_processes
 from data_prep.table.cell import Reject
 from data_prep.table.files import check_columns, find_tables
 from data_prep.table.options import check, make_parser
 from data_prep.table.pack import Packer, Packing, ShardReport, load_report
 from data_prep.table.parquet_files import NAMES
 from data_prep.table.plan import Plan, ShardPlan, SplitRule, make_plan
-from data_prep.table.progress import follow
 from data_prep.table.report import in_order, reasons, summary, write_rejects
 from data_prep.table.sources import Source, with_prefixes
 from data_prep.table.spool import Spool, write_spool
-from data_prep.table.workers import WorkerKilledError, in_processes
 from mmrep.cli.ray_options import ray_settings
 from mmrep.data.build import build_index
 from mmrep.data.index import Label, Modality
@@ -153,8 +152,9 @@ def _pack(args: argparse.Namespace, packing: Packing, plans: list[ShardPlan]) ->
         done = map_shards(make, list(todo), ray_settings(args))
     else:
         done = in_processes(make, list(todo), min(args.workers, max(1, len(todo))))
-    for _ in follow(done, todo):
-        pass
+    with progress("shards", sum(todo.values()), "rows") as advance:
+        for name, _ in done:
+            advance(todo[name])
 
 
 def _reported(packing: Packing, plan: ShardPlan) -> ShardReport:

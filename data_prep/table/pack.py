@@ -5,8 +5,6 @@ A shard depends on its rows alone, so nothing about the processes changes a byte
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.building.finished_shards import FinishedShards
 from data_prep.table.cell import Reject, Row, shown
 from data_prep.table.cells import read_member
 from data_prep.table.plan import ROWS, ShardPlan
 from data_prep.table.sources import Source
 from data_prep.table.spool import Spool
-from mmrep.data.writer import write_shard
 from mmrep.errors import DataError
-from mmrep.files import replacing
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,10 @@ class Packing:
         """Where the copy of one file is."""
         return self.work / f"table-{file:06d}.sqlite"
 
-    def record_path(self, shard: str) -> Path:
-        """Where the record of a finished shard is."""
-        return self.work / f"{shard}.json"
+    @property
+    def finished(self) -> FinishedShards:
+        """The shards and their records."""
+        return FinishedShards(self.folder, self.work)
 
 
 @dataclass
@@ -81,17 +79,20 @@ class ShardReport:
     labels: dict[str, list[str]] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
 
+    def facts(self) -> dict[str, Any]:
+        """What the record says beside the tar's size and digest."""
+        facts = {name: value for name, value in asdict(self).items() if name not in ("samples", "bytes", "sha256")}
+        for name in ("extensions", "labels"):
+            facts[name] = {key: sorted(set(values)) for key, values in facts[name].items()}
+        return facts
+
 
 def load_report(packing: Packing, plan: ShardPlan) -> ShardReport | None:
     """The record of a shard that is finished, and whose tar is as it was written; else None."""
-    path = packing.record_path(plan.name)
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    report = ShardReport(**content | {"rejects": [Reject(*found) for found in content["rejects"]]})
-    tar = packing.folder / plan.name
-    whole = _size_and_digest(tar) == (report.bytes, report.sha256) if report.samples else not tar.exists()
-    return report if whole else None
+    record = packing.finished.load(plan.name)
+    return (
+        None if record is None else ShardReport(**record | {"rejects": [Reject(*found) for found in record["rejects"]]})
+    )
 
 
 class Packer:
@@ -111,17 +112,7 @@ class Packer:
     def __call__(self, name: str) -> str:
         """Write one shard and its record; gives its name."""
         plan, report = self.plans[name], ShardReport()
-        path = self.packing.folder / name
-        self.packing.record_path(name).unlink(missing_ok=True)
-        with replacing(path) as part:
-            report.samples = write_shard(part, self._samples(plan, report))
-            report.bytes, report.sha256 = _size_and_digest(part)
-        if not report.samples:
-            path.unlink()
-        for lists in (report.extensions, report.labels):
-            lists |= {key: sorted(set(values)) for key, values in lists.items()}
-        with replacing(self.packing.record_path(name)) as part:
-            part.write_text(json.dumps(asdict(report)), encoding="utf-8")
+        self.packing.finished.write(name, self._samples(plan, report), report.facts)
         return name
 
     def _samples(self, plan: ShardPlan, report: ShardReport) -> Iterator[dict[str, Any]]:
@@ -173,10 +164,3 @@ def _note(report: ShardReport, members: dict[str, tuple[str, bytes]], labels: di
 def _add(values: list[str], value: str) -> None:
     if value not in values:
         values.append(value)
-
-
-def _size_and_digest(path: Path) -> tuple[int, str]:
-    if not path.is_file():
-        return -1, ""
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

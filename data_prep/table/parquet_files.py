@@ -41,8 +41,8 @@ def parquet_columns(path: Path) -> list[str]:
     Raises:
         DataError: If it is no Parquet.
     """
-    with _reading(path):
-        names: list[str] = _open(path).schema_arrow.names
+    with reading(path):
+        names: list[str] = open_parquet(path).schema_arrow.names
         return names
 
 
@@ -56,8 +56,8 @@ def check_types(path: Path, uses: Mapping[str, set[str]]) -> None:
     Raises:
         ConfigError: With the first such column.
     """
-    with _reading(path):
-        schema = _open(path).schema_arrow
+    with reading(path):
+        schema = open_parquet(path).schema_arrow
     for column, kinds in uses.items():
         stored = schema.field(column).type
         kind = _kind(stored)
@@ -77,7 +77,7 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Reject]:
         DataError: If the file is damaged.
     """
     number = 0
-    for batch in _batches(path, columns):
+    for batch in batches(path, columns):
         converted = [_cells(batch.column(place)) for place in range(len(columns))]
         for place in range(batch.num_rows):
             cells = {column: converted[at][place] for at, column in enumerate(columns)}
@@ -108,14 +108,24 @@ def _check_sizes(file: Any, columns: Sequence[str]) -> None:
                 raise ValueError(f"{size} bytes in {group.num_rows} rows of column '{chunk.path_in_schema}'")
 
 
-def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    with _reading(path):
-        file = _open(path)
+def batches(path: Path, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[Any]:
+    """The rows of some columns, ``ROWS_AT_ONCE`` at a time, as they are read.
+
+    Args:
+        path: The file.
+        columns: In the order of the batches' columns.
+        groups: Row groups; by default all.
+
+    Raises:
+        DataError: If the file is damaged, or cells are too large on average.
+    """
+    with reading(path):
+        file = open_parquet(path)
         _check_sizes(file, columns)
-        batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns), use_threads=False)
+        found = file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=list(columns), use_threads=False)
     while True:
-        with _reading(path):
-            batch = next(batches, None)
+        with reading(path):
+            batch = next(found, None)
             if batch is None:
                 return
             batch = batch.select(list(columns))
@@ -221,7 +231,8 @@ def _is_number(stored: Any) -> bool:
     return bool(types.is_boolean(stored) or types.is_integer(stored) or types.is_floating(stored))
 
 
-def _open(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
+    """A file, of which the footer is read; call it and what reads from it within `reading`."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
@@ -231,7 +242,7 @@ def _open(path: Path) -> Any:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """What a broken file raises, in one line. pyarrow's errors are ValueErrors, OSErrors, KeyErrors and MemoryErrors."""
     try:
         yield

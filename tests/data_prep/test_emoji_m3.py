@@ -315,8 +315,13 @@ def test_builds_are_never_mixed(built: Path, tmp_path: Path) -> None:
 def test_overwrite_removes_no_file_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("mine")
     (tmp_path / "train-000000.tar").write_text("old")
+    (tmp_path / "backup.tar").write_text("mine")
+    with pytest.raises(DataError, match="something else"):
+        building.prepare(tmp_path, {}, overwrite=True)
+    assert names(tmp_path) == ["backup.tar", "letters.txt", "train-000000.tar"]
+    (tmp_path / "build.json").write_text("{}")
     building.prepare(tmp_path, {}, overwrite=True)
-    assert names(tmp_path) == ["build.json", "letters.txt"]
+    assert names(tmp_path) == ["backup.tar", "build.json", "letters.txt"]
 
 
 def test_index_records_labels_sources_and_licences(built: Path) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+import signal
+import tarfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +15,14 @@ from typing import Any
 
 import pytest
 
-from data_prep.released_files import format_of, inside, read_csv
-from data_prep.samples import JOURNAL, Members, Release, write_release
+from data_prep import released_files
+from data_prep.released_files import format_of, inside, read_bounded, read_csv
+from data_prep.samples import Members, Release, write_release
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
 from mmrep.errors import DataError
 from tests.data_prep.releases import put
+from tests.killed import ended, forked
 from tests.tiny import file_bytes
 
 
@@ -27,7 +35,7 @@ def make(split: str, number: int) -> Sequence[Members]:
 
 
 RELEASE = Release(
-    "numbers", {"train": range(10), "test": range(2)}, make, {"text": (("txt",), "text")}, provenance={"version": 1}
+    "numbers", {"train": range(10), "test": range(2)}, [], make, {"text": (("txt",), "text")}, provenance={"version": 1}
 )
 
 
@@ -36,7 +44,7 @@ class KilledError(Exception):
 
 
 def test_a_run_goes_on_where_it_ended_and_gives_the_same_bytes(tmp_path: Path) -> None:
-    """KilledError in the third shard, with a line of the journal cut short: two shards are kept, not made again."""
+    """KilledError in the third shard: two shards are kept, not made again."""
     whole = tmp_path / "whole"
     write_release(RELEASE, whole, shard_entries=3)
 
@@ -48,9 +56,8 @@ def test_a_run_goes_on_where_it_ended_and_gives_the_same_bytes(tmp_path: Path) -
     out = tmp_path / "out"
     with pytest.raises(KilledError):
         write_release(replace(RELEASE, make=dying), out, shard_entries=3)
-    assert {path.name for path in out.iterdir()} == {JOURNAL, "train-000000.tar", "train-000001.tar"}
-    with (out / JOURNAL).open("a") as journal:
-        journal.write('{"name": "train-0000')
+    assert not out.exists()
+    assert {path.name for path in out.with_name("out.part").glob("*.tar")} == {"train-000000.tar", "train-000001.tar"}
     made: list[int] = []
 
     def counting(split: str, number: int) -> Sequence[Members]:
@@ -88,7 +95,16 @@ def test_what_was_there_is_not_lost(tmp_path: Path) -> None:
     put(out / "notes.txt", "mine")
     with pytest.raises(DataError, match="not empty"):
         write_release(RELEASE, out)
+    put(out / "train-000000.tar", "mine too")
+    with pytest.raises(DataError, match=r"no readable index\.json"):
+        write_release(RELEASE, out, overwrite=True)
+    assert file_bytes(out) == {"notes.txt": b"mine", "train-000000.tar": b"mine too"}
+    shutil.rmtree(out)
+    write_release(RELEASE, out, shard_entries=2)
+    put(out / "notes.txt", "mine")
+    put(out / "backup.tar", "mine")
     write_release(RELEASE, out, overwrite=True)
+    assert {path.name for path in out.glob("*.tar")} == {"backup.tar", "test-000000.tar", "train-000000.tar"}
     assert (out / "notes.txt").read_text() == "mine" and len(Samples(Index.load(out), "test")) == 2
     with pytest.raises(DataError, match="not empty"):
         write_release(RELEASE, out)
@@ -100,16 +116,115 @@ def test_an_ended_run_of_other_files_is_not_mixed_in(tmp_path: Path) -> None:
 
     with pytest.raises(KilledError):
         write_release(replace(RELEASE, make=dying), tmp_path / "out")
-    for other in (replace(RELEASE, provenance={"version": 2}), replace(RELEASE, splits={"train": range(9)})):
-        with pytest.raises(DataError, match="a run of other files or options"):
+    file = put(tmp_path / "table.csv", "a")
+    for other, what in (
+        (replace(RELEASE, provenance={"version": 2}), "provenance"),
+        (replace(RELEASE, splits={"train": range(9)}), "plan"),
+        (replace(RELEASE, files=[file]), "file"),
+    ):
+        with pytest.raises(DataError, match=rf"asked for something else \(another {what}\)"):
             write_release(other, tmp_path / "out")
+    with pytest.raises(DataError, match=r"another option"):
+        write_release(RELEASE, tmp_path / "out", options={"image_size": 9})
     write_release(RELEASE, tmp_path / "out")
+
+
+def tagged(tag: str, pause: float) -> Release:
+    def slow(split: str, number: int) -> Sequence[Members]:
+        time.sleep(pause)
+        return [{"txt": f"{tag} {number}", "json": {"number": number}}]
+
+    return replace(RELEASE, make=slow, splits={"train": range(40)}, provenance={"tag": tag})
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_of_a_killed_run_write_nothing_into_the_next(by: signal.Signals, tmp_path: Path) -> None:
+    """The first run is killed alone; the second begins anew at once, while the first one's workers may still live."""
+    out = tmp_path / "out"
+    process = forked(lambda: len(write_release(tagged("old", 0.1), out, shard_entries=10, workers=2)), tmp_path / "log")
+    while not list(tmp_path.glob("out.part/train-*.part*")):
+        time.sleep(0.01)
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    assert ended(process, 0, by) == -by and len(children) >= 2
+    write_release(tagged("new", 0), out, shard_entries=10, workers=2, overwrite=True)
+    assert not any(running(child) for child in children), "the lock was theirs"
+    index = json.loads((out / "index.json").read_text())
+    assert len(index["shards"]) == 4 and not out.with_name("out.part").exists()
+    for shard in index["shards"]:
+        assert hashlib.sha256((out / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
+        with tarfile.open(out / shard["name"]) as tar:
+            texts = [tar.extractfile(member) for member in tar if member.name.endswith(".txt")]
+            assert all(text is not None and text.read().startswith(b"new") for text in texts)
+
+
+def running(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][:1] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_two_runs_do_not_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.building.build_folder.SECONDS_FOR_ORPHANS", 0.2)
+    out = tmp_path / "out"
+    process = forked(lambda: write_release(tagged("old", 0.02), out, shard_entries=10) and 0, tmp_path / "log")
+    while not list(tmp_path.glob("out.part/train-*.part*")):
+        time.sleep(0.01)
+    with pytest.raises(DataError, match="another run is building here"):
+        write_release(tagged("new", 0), out, overwrite=True)
+    assert ended(process) == 0 and len(Samples(Index.load(out), "train")) == 40
+
+
+def test_a_replacement_that_is_killed_half_way_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside files of the user the result is moved file by file."""
+    out = tmp_path / "out"
+    write_release(RELEASE, out, shard_entries=2)
+    put(out / "notes.txt", "mine")
+    move, moved = Path.replace, list[Path]()
+
+    def dying(self: Path, target: Path) -> Path:
+        if Path(target).parent == out and len(moved) == 1:
+            raise KilledError
+        if Path(target).parent == out:
+            moved.append(self)
+        return move(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(KilledError):
+            write_release(RELEASE, out, shard_entries=5, overwrite=True)
+    write_release(RELEASE, out, shard_entries=5, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine" and not out.with_name("out.part").exists()
+    (out / "notes.txt").unlink()
+    write_release(RELEASE, tmp_path / "whole", shard_entries=5)
+    assert file_bytes(out) == file_bytes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("option", ["limit", "shard_entries", "workers"])
 def test_numbers_below_one_are_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give at least 1"):
         write_release(RELEASE, tmp_path / "out", **{option: 0})
+
+
+def test_no_name_leads_out_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert inside(Path(), "a/b.jpg") == Path("a/b.jpg") and inside(Path("x/.."), "b.jpg") == Path("x/../b.jpg")
+    for name in ("../../etc/secret.jpg", "../y", "/etc/passwd", "a/../../y", "a\0b"):
+        for root in (Path(), Path("x"), Path("x/..")):
+            with pytest.raises(DataError, match="outside"):
+                inside(root, name)
+
+
+def test_files_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = put(tmp_path / "t.csv", "a\n123\n")
+    assert read_bounded(file, 6) == b"a\n123\n"
+    with pytest.raises(DataError, match="more than 5 bytes"):
+        read_bounded(file, 5)
+    monkeypatch.setattr(released_files, "MAX_CSV_BYTES", 5)
+    with pytest.raises(DataError, match="more than 5 bytes"):
+        read_csv(file, ("a",))
+    with pytest.raises(DataError, match="no such file"):
+        read_bounded(Path("/dev/zero"), 5)
 
 
 def test_files_of_a_release(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_without_translations_there_are_no_class_names(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("readme.md", b"x", "not the layout of Symile-M3: none of train-*.parquet"),
-        ("train-00000-of-00001.parquet", b"PAR1 and no more", "no Parquet file"),
+        ("train-00000-of-00001.parquet", b"PAR1 and no more", "the table cannot be read"),
     ],
 )
 def test_wrong_layout_is_one_line(

@@ -52,8 +52,8 @@ def test_candidates_are_those_of_the_release_with_the_right_one_first(index: Ind
     assert len(json.loads(val.read(9, "json"))["candidates"]) == 10 and "candidates" not in json.loads(
         train.read(0, "json")
     )
-    numbers = read_candidates(test, "hadm_id")
-    assert numbers[2] == list(range(2, 12)) and numbers[11][:3] == [11, 0, 1]
+    numbers, left_out = read_candidates(test, "hadm_id")
+    assert left_out == 0 and numbers[2] == list(range(2, 12)) and numbers[11][:3] == [11, 0, 1]
     with pytest.raises(DataError, match="no sample has candidates"):
         read_candidates(train, "hadm_id")
 

@@ -205,7 +205,7 @@ def test_an_interrupted_overwrite_goes_on_and_keeps_what_was_there_till_the_end(
 def test_two_runs_do_not_build_at_once(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("data_prep.table.build_folder.SECONDS_FOR_ORPHANS", 0.2)
+    monkeypatch.setattr("data_prep.building.build_folder.SECONDS_FOR_ORPHANS", 0.2)
     process = forked(lambda: slowed(0.2, command(table, tmp_path / "out", 1)), tmp_path / "log")
     while not list((tmp_path / "out.part" / "unfinished").glob("*.tar.json")):
         time.sleep(0.01)
