@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -39,6 +40,17 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
                 _sync(path.parent)
     finally:
         _remove(part)
+
+
+def set_aside(path: Path) -> None:
+    """Give what an earlier start left its own name: ``metrics.csv`` becomes ``metrics.before-resume-N.csv``, which is new.
+
+    Nothing happens where there is nothing.
+    """
+    name = re.compile(rf"{re.escape(path.stem)}\.before-resume-(\d+){re.escape(path.suffix)}")
+    if path.exists():
+        earlier = [int(found[1]) for other in path.parent.iterdir() if (found := name.fullmatch(other.name))]
+        path.rename(path.with_name(f"{path.stem}.before-resume-{max(earlier, default=0) + 1}{path.suffix}"))
 
 
 def _replace_folder(part: Path, path: Path) -> None:

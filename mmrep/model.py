@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -234,8 +235,20 @@ class MultimodalModel(nn.Module):
             raise CheckpointError(f"broken model config ({type(error).__name__}: {error})") from error
 
     def save_pretrained(self, folder: Path | str) -> Path:
-        """Write ``config.json``, ``model.safetensors`` and ``files/MODALITY/NAME``, each beside and renamed."""
-        folder = Path(folder)
+        """Write ``config.json``, ``model.safetensors`` and ``files/MODALITY/NAME``, each beside and renamed.
+
+        Raises:
+            CheckpointError: If they cannot be written.
+        """
+        try:
+            self._write(Path(folder))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the model could not be written ({error})", where=folder, fix="make room, or give another place"
+            ) from error
+        return Path(folder)
+
+    def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         kept = self.files()
         for name, contents in kept.items():
@@ -250,7 +263,6 @@ class MultimodalModel(nn.Module):
             save_file(weights, part)
         with replacing(folder / "config.json") as part:
             part.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        return folder
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, classes: Mapping[str, type] | None = None) -> MultimodalModel:

@@ -29,8 +29,9 @@ class Averages:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.tensors = {name: tensor.detach().clone() for name, tensor in _learnt(module).items()}
+        self.tensors: dict[str, Tensor] = {}
         self.swapped = False
+        self._begin(_learnt(module))
 
     def to(self, device: torch.device | str) -> None:
         """Move the averages."""
@@ -52,8 +53,12 @@ class Averages:
 
     @torch.no_grad()
     def update(self, module: nn.Module, decay: float) -> None:
-        """``average = decay * average + (1 - decay) * weight``, as one pass; equal on all ranks where the weights are."""
+        """``average = decay * average + (1 - decay) * weight``, as one pass; equal on all ranks where the weights are.
+
+        The average of what was frozen until now begins as the weight.
+        """
         current = _learnt(module)
+        self._begin(current)
         averages = [self.tensors[name] for name in current]
         weights = [
             tensor.detach().to(average.device) for tensor, average in zip(current.values(), averages, strict=True)
@@ -63,10 +68,11 @@ class Averages:
     @torch.no_grad()
     def swap(self, module: nn.Module) -> None:
         """Exchange the averages and the module's weights, a tensor at a time."""
-        for name, tensor in _learnt(module).items():
-            before = tensor.detach().clone()
-            tensor.detach().copy_(self.tensors[name])
-            self.tensors[name].copy_(before)
+        current = module.state_dict(keep_vars=True)
+        for name, average in self.tensors.items():
+            before = current[name].detach().clone()
+            current[name].detach().copy_(average)
+            average.copy_(before)
         self.swapped = not self.swapped
 
     def states(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -75,16 +81,27 @@ class Averages:
         return (dict(state), other) if self.swapped else (other, dict(state))
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Take the averages from a state dict.
+
+        Args:
+            state: With the averages.
+            weights: With the weights they were saved beside; where the two differ an average had begun, even if it is of
+                what is frozen for now.
 
         Raises:
             CheckpointError: If one is missing or of another shape.
         """
+        unfrozen = {name for name in state.keys() - self.tensors.keys() if not torch.equal(state[name], weights[name])}
+        self._begin({name: state[name] for name in unfrozen})
         for name, average in self.tensors.items():
             if name not in state or state[name].shape != average.shape:
                 raise CheckpointError(f"the checkpoint has no average of '{name}'", fix="use its config.yaml")
             average.copy_(state[name])
+
+    def _begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Averages of what has none."""
+        self.tensors |= {name: w.detach().clone() for name, w in weights.items() if name not in self.tensors}
 
 
 def _learnt(module: nn.Module) -> dict[str, Tensor]:

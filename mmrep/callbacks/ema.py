@@ -89,6 +89,13 @@ class EMA(WeightAveraging):
         """Follow the weights to their device, which they have reached only now."""
         averages = self._made()
         averages.check(pl_module)
+        for callback in trainer.checkpoint_callbacks:
+            if getattr(callback, "save_weights_only", False):  # Lightning asks no callback about such a checkpoint
+                raise ConfigError(
+                    "a checkpoint of weights alone would hold those that are trained, and not their averages",
+                    where="checkpoint.save_weights_only",
+                    fix="leave it out; the run's model/ holds the averages alone",
+                )
         averages.to(pl_module.device if self._device is None else torch.device(self._device))
 
     def on_train_batch_end(
@@ -122,6 +129,12 @@ class EMA(WeightAveraging):
         """Leave the averages in the module; a checkpoint that is written after this still has both."""
         self._made().swap(pl_module)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where nothing was left to train."""
+        averages = self._made()
+        if not averages.swapped:
+            averages.swap(pl_module)
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -135,11 +148,13 @@ class EMA(WeightAveraging):
         """Take up both; elsewhere than in training the averages, which Lightning has loaded already, are all that counts."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        averages = checkpoint["state_dict"]
+        weights = checkpoint.get(CURRENT, averages)
         if CURRENT in checkpoint:
-            pl_module.load_state_dict(checkpoint[CURRENT])
+            pl_module.load_state_dict(weights)
         else:
             rank_zero_warn("the checkpoint was made without EMA: the averages begin with its weights")
-        self._made().load(checkpoint["state_dict"])
+        self._made().load(averages, weights)
 
     def _made(self) -> Averages:
         assert self.averages is not None, "made when a fit is set up"

@@ -13,6 +13,9 @@ from mmrep.cli.launch import is_first
 from mmrep.errors import CheckpointError
 from mmrep.interop.load import CONFIG_KEY
 
+WEIGHTS_ALONE = "hold weights alone"
+"""Of a checkpoint by ``checkpoint.save_weights_only``, which no run can go on from."""
+
 
 def newest_intact(folder: Path) -> Path | None:
     """The checkpoint with the most progress among those that can be read whole.
@@ -30,20 +33,23 @@ def newest_intact(folder: Path) -> Path | None:
         CheckpointError: If there are checkpoints and none is whole.
     """
     files = sorted(path for path in folder.glob("*.ckpt") if path.is_file())
+    reasons: list[str] = []
     progress: dict[Path, tuple[int, ...]] = {}
     for path in files:
         try:
             progress[path] = _progress(path)
         except Exception as error:  # whatever a reader meets in damaged bytes
-            _pass_over(path, str(error) if isinstance(error, CheckpointError) else "not a whole checkpoint")
+            reasons.append(str(error) if isinstance(error, CheckpointError) else "not a whole checkpoint")
+            _pass_over(path, reasons[-1])
     for path in sorted(progress, key=lambda path: (progress[path], path.name), reverse=True):
         damaged = _damage(path)
         if damaged is None:
             return path
         _pass_over(path, damaged)
     if files:
+        alone = reasons.count(WEIGHTS_ALONE) == len(files)
         raise CheckpointError(
-            f"none of the {len(files)} checkpoints is whole",
+            f"{'all' if alone else 'none'} of the {len(files)} checkpoints {WEIGHTS_ALONE if alone else 'is whole'}",
             where=folder,
             fix="copy a whole one there, or train anew with --overwrite or another --name",
         )
@@ -56,7 +62,7 @@ def _progress(path: Path) -> tuple[int, ...]:
     if not isinstance(content, dict) or CONFIG_KEY not in content or "state_dict" not in content:
         raise CheckpointError("not a checkpoint of mmrep")
     if "optimizer_states" not in content or "loops" not in content:
-        raise CheckpointError("holds weights alone")
+        raise CheckpointError(WEIGHTS_ALONE)
     fit = content["loops"]["fit_loop"]
     epochs, batches = fit["epoch_progress"]["total"], fit["epoch_loop.batch_progress"]["total"]
     validation = fit["epoch_loop.val_loop.batch_progress"]["total"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmrep.cli.launch import is_first, launched
 from mmrep.errors import ConfigError
-from mmrep.files import PART
+from mmrep.files import PART, set_aside
 
 RESULTS = ("metrics.csv", "checkpoints", "model")
 
@@ -83,10 +83,7 @@ class RunFolder:
             shutil.rmtree(self.path)
         for unfinished in checkpoints.glob(f"*.ckpt.*{PART}"):  # of a process that was killed while it wrote
             unfinished.unlink(missing_ok=True)
-        metrics = self.path / "metrics.csv"
-        if metrics.exists():
-            earlier = len(list(self.path.glob("metrics.before-resume-*.csv")))
-            metrics.replace(self.path / f"metrics.before-resume-{earlier + 1}.csv")
+        set_aside(self.path / "metrics.csv")
 
 
 def check_writable(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
@@ -36,6 +36,7 @@ from mmrep.fault_tolerance.preemption import PreemptedError, Preemption, StopSig
 from mmrep.fault_tolerance.timed_checkpoint import TimedCheckpoint
 from mmrep.fault_tolerance.unfinished import Unfinished
 from mmrep.fault_tolerance.watchdog import Watchdog
+from mmrep.files import replacing
 from mmrep.interop.load import read_checkpoint
 from mmrep.modules import ContrastiveModule
 
@@ -44,14 +45,12 @@ def run(arguments: list[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict``."""
     _quieten()
     set_parsing_settings(config_read_mode_fsspec_enabled=False)  # or --data.path URL is downloaded and read as a config
-    missing = [file for file in _config_files(arguments) if not Path(file).is_file()]
-    if missing:
-        raise ConfigError("no such config file", where=missing[0], fix="the ones that come with mmrep are in configs/")
     signals = StopSignals()
     if arguments[:1] == ["fit"]:
         signals.listen()
     try:
-        with Meeting(launched()) as meeting:
+        with Meeting(launched(), lambda: signals.received is not None) as meeting:
+            _check_config_files(arguments)
             TrainCLI(arguments, signals, meeting)
     except PreemptedError as stop:
         if is_first():
@@ -106,7 +105,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--tensorboard", action="store_true", help="Log to TensorBoard too.")
         parser.add_argument("--project", type=str, default="mmrep", help="Project at Weights & Biases.")
         parser.add_argument(
-            "--dead_after", type=float, default=45.0, help="Seconds without a sign of life of a rank, before all end."
+            "--dead_after", type=float, default=35.0, help="Seconds without a sign of life of a rank, before all end."
         )
         parser.add_argument(
             "--hang_after", type=float, default=1800.0, help="Seconds that ranks wait for one that does not come."
@@ -156,13 +155,21 @@ class TrainCLI(LightningCLI):
             kwargs |= launch.trainer_options(chosen, self.run_folder.path)
         self.watching = Watching(options, str(self.subcommand), self.run_folder)
         kwargs |= self.watching.trainer_options()
-        extra: list[Callback] = [SameStart(options.ckpt_path, options.as_dict())]
         trainer = super().instantiate_trainer(**kwargs)
         self.watchdog = Watchdog(options.dead_after, options.hang_after)
-        extra += [self.watchdog, *self._against_faults(trainer)]
+        keeping = self._against_faults(trainer)
         self.watching.add_to(trainer)
-        trainer.callbacks.extend(extra)  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
+        # The watchdog comes before all that may wait for other ranks when one has failed.
+        first: list[Callback] = [SameStart(options.ckpt_path, options.as_dict()), self.watchdog]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
+        callbacks[:] = [*first, *callbacks, *keeping]
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
+        """Without ``trainer.enable_checkpointing`` Lightning takes no callback that writes checkpoints, nor the run's own."""
+        if config["enable_checkpointing"] is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def _against_faults(self, trainer: pl.Trainer) -> list[Callback]:
         """What keeps a run's work when a signal, a dead rank or a full disk ends it: see docs/faults.md."""
@@ -177,7 +184,8 @@ class TrainCLI(LightningCLI):
             strategy.checkpoint_io = DurableCheckpointIO()
         self._signals.take_over(trainer)
         folder, minutes = Path(options.checkpoint.dirpath), options.checkpoint_minutes
-        timed = [TimedCheckpoint(folder, timedelta(minutes=minutes))] if minutes > 0 else []
+        by_time = minutes > 0 and options.trainer.enable_checkpointing is not False
+        timed = [TimedCheckpoint(folder, timedelta(minutes=minutes))] if by_time else []
         keeping = [PendingValidation(), AccumulatedGradients(), *timed, Preemption(self._signals, folder)]
         assert self.run_folder is not None
         return keeping if options.trainer.fast_dev_run else [Unfinished(self.run_folder.path / "model"), *keeping]
@@ -210,24 +218,38 @@ class TrainCLI(LightningCLI):
             options.data.quarantine = None
 
     def after_fit(self) -> None:
-        """Leave the trained model in the run folder: the best checkpoint's weights where one metric is watched."""
+        """Leave the trained model in the run folder: the best checkpoint's weights where one metric is watched.
+
+        Raises:
+            CheckpointError: If the last checkpoint, or the model, could not be written.
+        """
         assert self.run_folder is not None
         if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]  # set by a connector
             return
-        callback = self.trainer.checkpoint_callback
-        best = getattr(callback, "best_model_path", "") if getattr(callback, "monitor", None) else ""
-        if not Path(best).is_file():  # a full disk may have kept it from being written
-            best = ""
-        if best:
-            self.model.load_state_dict(read_checkpoint(best)["state_dict"])
-        folder = self.model.model.save_pretrained(self.run_folder.path / "model")
-        self.watching.print_report()
-        print(
-            f"model in {folder}{' (best checkpoint)' if best else ''}, metrics in {self.run_folder.path / 'metrics.csv'}"
-        )
+        folder, metrics = self.run_folder.path / "model", self.run_folder.path / "metrics.csv"
+        if folder.exists():  # the first step would have set it aside
+            print(f"nothing was left to train; model in {folder}")
+            return
         checkpoints = self.trainer.strategy.checkpoint_io
         if isinstance(checkpoints, DurableCheckpointIO):
             checkpoints.check()
+        best = self._best_checkpoint()
+        if best:
+            self.model.load_state_dict(read_checkpoint(best)["state_dict"])
+        with replacing(folder) as part:
+            self.model.model.save_pretrained(part)
+        self.watching.print_report()
+        written = f", metrics in {metrics}" if metrics.exists() else ""
+        print(f"model in {folder}{' (best checkpoint)' if best else ''}{written}")
+
+    def _best_checkpoint(self) -> str:
+        """By --checkpoint.monitor, or else by that of a callback of the user's own; empty where nothing is watched."""
+        own = self._get(self.config_init, "checkpoint")
+        for callback in sorted(self.trainer.checkpoint_callbacks, key=lambda callback: callback is not own):
+            best = getattr(callback, "best_model_path", "") if getattr(callback, "monitor", None) else ""
+            if Path(best).is_file():  # a full disk may have kept it from being written
+                return str(best)
+        return ""
 
     def before_predict(self) -> None:
         from mmrep.cli.predictions import PredictionWriter
@@ -250,6 +272,12 @@ def _config_files(arguments: list[str]) -> Iterable[str]:
             yield following
         elif word.startswith("--config="):
             yield word.removeprefix("--config=")
+
+
+def _check_config_files(arguments: list[str]) -> None:
+    missing = [file for file in _config_files(arguments) if not Path(file).is_file()]
+    if missing:
+        raise ConfigError("no such config file", where=missing[0], fix="the ones that come with mmrep are in configs/")
 
 
 def _quieten() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +18,26 @@ class PendingValidation(Callback):
     A checkpoint of the last step of an epoch, or of a signal inside the validation, would else skip the validation when the
     run goes on: its figures would be missing, and a best checkpoint by them.
     """
+
+    def __init__(self) -> None:
+        self._max_steps: int | None = None  # of a run of which nothing but the last validation is to come
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        fit = checkpoint.get("loops", {}).get("fit_loop", {})
+        validation = fit.get("epoch_loop.val_loop.batch_progress", {}).get("current", {})
+        last = trainer.state.fn == "fit" and 0 < trainer.max_steps <= checkpoint["global_step"]
+        self._max_steps = trainer.max_steps if last and validation == NOT_BEGUN else None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Enter the loops although ``max_steps`` are done, where Lightning would end; they train nothing before the validation."""
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps = sys.maxsize
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._max_steps is not None and not trainer.sanity_checking:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

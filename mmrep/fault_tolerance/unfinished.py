@@ -7,6 +7,8 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from mmrep.files import set_aside
+
 
 class Unfinished(Callback):
     """Sets the model of an earlier end aside, once there is a step to train.
@@ -21,6 +23,5 @@ class Unfinished(Callback):
         self.model = model
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self.model.exists():
-            earlier = len(list(self.model.parent.glob(f"{self.model.name}.before-resume-*")))
-            self.model.rename(self.model.with_name(f"{self.model.name}.before-resume-{earlier + 1}"))
+        if trainer.is_global_zero:
+            set_aside(self.model)

@@ -45,7 +45,7 @@ class Watchdog(Callback):
         timeout: Of the process group, in seconds, for messages.
     """
 
-    def __init__(self, silence: float = 45.0, timeout: float = 1800.0) -> None:
+    def __init__(self, silence: float = 35.0, timeout: float = 1800.0) -> None:
         self.silence, self.timeout = silence, timeout
         self.reason: str | None = None
         self._left, self._noticed = threading.Event(), threading.Event()
@@ -53,6 +53,10 @@ class Watchdog(Callback):
         self._work, self._beats, self._heard = 0, 0, 0.0
         self._neighbour = ("", 0.0)
         self._exit: threading.Timer | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For ``ddp_spawn``, which pickles callbacks: each process makes its own threads and events."""
+        return type(self), (self.silence, self.timeout)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._store is not None or world_size() == 1:

@@ -1,0 +1,144 @@
+"""What is left at the end of a run, and what is chosen: nothing of it is lost or replaced by less."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mmrep.cli import main
+from mmrep.cli.resume import newest_intact
+from mmrep.errors import CheckpointError
+from mmrep.fault_tolerance.watchdog import Watchdog
+from mmrep.files import set_aside
+from tests.fault_tolerance.running import fill, fit, newest_step, small_disk, weights, write_config
+from tests.launched import at
+
+
+def averaged(folder: Path, shards: Path, **more: Any) -> list[str]:
+    """Words that start a short run with averages, in this process."""
+    config = yaml.safe_load(write_config(folder, shards, **more).read_text())
+    config["trainer"] |= {
+        "max_epochs": 2,
+        "callbacks": [{"class_path": "mmrep.callbacks.EMA", "init_args": {"decay": 0.9}}],
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return ["fit", "--config", str(folder / "config.yaml"), "--trainer.devices", "1", "--resume", "auto"]
+
+
+def test_a_finished_run_started_again_keeps_its_averages(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, run = averaged(tmp_path, tiny_shards), tmp_path / "runs" / "run"
+    assert main(words) == 0
+    kept = {path: path.read_bytes() for path in (run / "model").rglob("*") if path.is_file()}
+    averages = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    capsys.readouterr()
+    for lost in (False, True):  # the second time the run had ended before it wrote its model
+        if lost:
+            (run / "model").rename(run / "elsewhere")
+        assert main(words) == 0
+        assert ("nothing was left to train" in capsys.readouterr().out) != lost
+        assert {path: path.read_bytes() for path in (run / "model").rglob("*") if path.is_file()} == kept
+        assert all(torch.equal(tensor, averages[f"model.{name}"]) for name, tensor in weights(tmp_path).items())
+
+
+def test_checkpoints_of_weights_alone_are_refused_with_averages(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = averaged(tmp_path, tiny_shards)
+    assert main([*words, "--checkpoint.save_weights_only", "true"]) == 2
+    assert "weights alone would hold those that are trained" in capsys.readouterr().err
+    torch.save({"mmrep_model": {}, "state_dict": {}}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="all of the 1 checkpoints hold weights alone"):
+        newest_intact(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["start", "validation"])
+def test_the_last_validation_of_max_steps_is_made_up_for(moment: str, tiny_shards: Path, tmp_path: Path) -> None:
+    """Stopped at the last step, or killed in the validation after it: the best checkpoint is that of the whole run."""
+    options = {"trainer__max_steps": 12, "trainer__max_epochs": -1, "checkpoint__monitor": "val/loss"}
+    options |= {"trainer__log_every_n_steps": 1, "trainer__val_check_interval": 3}
+    for name in ("whole", "stopped"):
+        write_config(tmp_path / name, tiny_shards, **options)
+    assert fit(tmp_path / "whole", world=1).codes == [0]
+    clock = ("--checkpoint_minutes", "0.00001")
+    before = at("start", 11, 15) if moment == "start" else at("validation", 12)
+    ranks = fit(tmp_path / "stopped", *clock, world=1, before=[before])
+    assert ranks.codes == [0 if moment == "start" else -9], ranks.text()
+    assert newest_step(tmp_path / "stopped") == 12 and not (tmp_path / "stopped" / "runs" / "run" / "model").exists()
+    ranks = fit(tmp_path / "stopped", "--resume", "auto", world=1)
+    assert ranks.codes == [0], ranks.text()
+    found, expected = (
+        torch.load(tmp_path / name / "runs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("stopped", "whole")
+    )
+    states = [state for of in (found, expected) for name, state in of["callbacks"].items() if "Monitored" in name]
+    assert states[0]["best_model_score"] == states[1]["best_model_score"]
+    assert found["global_step"] == expected["global_step"] == 12
+    assert all(
+        torch.equal(tensor, weights(tmp_path / "whole")[n]) for n, tensor in weights(tmp_path / "stopped").items()
+    )
+
+
+def test_no_model_without_weights_on_a_full_disk(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    small_disk(disk)
+    try:
+        write_config(tmp_path, tiny_shards, runs=str(disk), trainer__max_epochs=1, trainer__devices=1)
+        words = ["fit", "--config", str(tmp_path / "config.yaml"), "--resume", "auto"]
+        assert main(words) == 0
+        (disk / "run" / "model").rename(disk / "run" / "elsewhere")
+        fill(disk)
+        capsys.readouterr()
+        assert main([*words, "--trainer.max_epochs", "2"]) == 2
+        assert "the last checkpoint could not be written" in capsys.readouterr().err
+        monkeypatch.setattr("mmrep.fault_tolerance.checkpoint_io.DurableCheckpointIO.check", lambda self: None)
+        assert main(words) == 2
+        assert "the model could not be written" in capsys.readouterr().err
+        assert not (disk / "run" / "model").exists()
+        (disk / "filler").unlink()
+        assert main(words) == 0
+        assert load_file(disk / "run" / "model" / "model.safetensors")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
+    metrics, model = tmp_path / "metrics.csv", tmp_path / "model"
+    set_aside(metrics)
+    (tmp_path / "metrics.before-resume-2.csv").write_text("earlier")  # the first was removed by hand
+    (tmp_path / "metrics.before-resume-10.csv").write_text("later")
+    metrics.write_text("new")
+    model.mkdir()
+    set_aside(metrics)
+    set_aside(model)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    assert found == {
+        "metrics.before-resume-2.csv": "earlier",
+        "metrics.before-resume-10.csv": "later",
+        "metrics.before-resume-11.csv": "new",
+    }
+    assert (tmp_path / "model.before-resume-1").is_dir() and not model.exists()
+
+
+def test_an_own_checkpoint_callback_leaves_the_monitors_choice(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": {"filename": "own"}}
+    write_config(tmp_path, tiny_shards, trainer__callbacks=[own], trainer__max_epochs=1, trainer__devices=1)
+    words = ["fit", "--config", str(tmp_path / "config.yaml"), "--checkpoint.monitor", "val/loss"]
+    assert main(words) == 0 and "(best checkpoint)" in capsys.readouterr().out
+
+
+def test_the_watchdog_goes_into_other_processes() -> None:
+    again = pickle.loads(pickle.dumps(Watchdog(3.0, 7.0)))
+    assert (again.silence, again.timeout) == (3.0, 7.0)
