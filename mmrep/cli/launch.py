@@ -46,25 +46,35 @@ class Launch:
         """What Lightning must be told of the launch, so that the user need not say it twice.
 
         Args:
-            asked: The config's ``trainer``; ``devices`` is ``auto`` and ``num_nodes`` is 1 where the user left them out.
+            asked: The config's ``trainer``; ``devices`` is ``auto`` and ``num_nodes`` is 1 where the user left them out, and
+                devices of -1 are all, too.
             folder: Of the run.
 
         Raises:
             ConfigError: If the user asks for another number of processes than were started.
         """
-        for name, default, started in (("devices", "auto", self.per_node), ("num_nodes", 1, self.nodes)):
-            value = getattr(asked, name)
-            if isinstance(value, int) and value not in (default, started):
+        left_open = asked.devices in ("auto", "-1", -1)
+        devices = self.per_node if left_open else _count(asked.devices)
+        for name, count, started in (("devices", devices, self.per_node), ("num_nodes", asked.num_nodes, self.nodes)):
+            if count != started and (name, count) != ("num_nodes", 1):
                 raise ConfigError(
-                    f"trainer.{name}={value}, but {self.by} started {self.nodes} nodes with {self.per_node} processes each",
+                    f"trainer.{name}={getattr(asked, name)}, but {self.by} started {self.nodes} nodes with "
+                    f"{self.per_node} processes each",
                     fix=f"leave it out, or give --trainer.{name} {started}",
                 )
         options: dict[str, Any] = {"num_nodes": self.nodes}
-        if asked.devices == "auto":
+        if left_open:
             options["devices"] = self.per_node
         if self.by == "srun":
             options |= _no_requeue_by_lightning(asked, folder)
         return options
+
+
+def _count(devices: Any) -> int:
+    """How many devices are meant: by a number, a list, or either of them as text."""
+    if isinstance(devices, str):
+        return len(devices.strip(", ").split(",")) if "," in devices else int(devices)
+    return devices if isinstance(devices, int) else len(devices)
 
 
 def _no_requeue_by_lightning(asked: Any, folder: Path) -> dict[str, Any]:

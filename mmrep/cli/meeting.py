@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from mmrep.cli.launch import Launch
 from mmrep.errors import MmrepError
+from mmrep.fault_tolerance.preemption import PreemptedError, told
 
 POLL = 0.2
 """Seconds between two looks at the store."""
+TRY = 2.0
+"""Seconds that one attempt to reach the store takes at most; in between a signal is noticed."""
 PATIENCE = 30.0
 """Seconds until it is said that others are waited for."""
 FAREWELL = 60.0
-"""Seconds that a process that cannot start takes at most to tell the others."""
-READY, FAILED, HEARD = "mmrep/start/ready", "mmrep/start/failed", "mmrep/start/heard"
+"""Seconds that the host of the store stays for those who have not heard that the run does not start."""
+HURRY = 5.0
+"""The same where it was told to stop: a scheduler kills it after a while."""
+READY, OUTCOME, HEARD = "mmrep/start/ready", "mmrep/start/outcome", "mmrep/start/heard"
+GO, STOP = "go", "stop"
 
 
 class StartError(MmrepError):
@@ -30,12 +38,16 @@ class Meeting:
     The others would wait for it in the making of the process group, for half an hour by default. Use it as a context; an error
     inside it, before `all_ready`, is told to the others. It costs a connection to the store at which the group is made.
 
+    Who first sees that all are ready, cannot start, or is told to stop, writes the outcome; all processes follow it.
+
     Args:
         launch: Of this process; nothing happens where it is None or of one process alone.
+        stopped: Whether this process was told to stop.
     """
 
-    def __init__(self, launch: Launch | None) -> None:
+    def __init__(self, launch: Launch | None, stopped: Callable[[], bool] = lambda: False) -> None:
         self._launch = launch if launch is not None and launch.world > 1 else None
+        self._stopped = stopped
         self._store: Any = None
 
     def __enter__(self) -> Meeting:
@@ -50,23 +62,30 @@ class Meeting:
 
         Raises:
             StartError: If one of them says that it cannot start, or is not heard of for a time.
+            PreemptedError: If this process or another one was told to stop.
         """
         if self._launch is None:
             return
         launch, self._launch = self._launch, None
         try:
-            self._wait(launch, self._open(launch, seconds), seconds)
+            self._open(launch, seconds)
+            outcome = self._wait(launch, seconds)
         except RuntimeError as error:  # of the store
             raise StartError("rank 0 has not started, or is gone", fix="see what it says itself") from error
+        if outcome == STOP:
+            raise PreemptedError(told("before the first step", None))
+        if outcome != GO:
+            raise StartError(outcome, fix="see what it says itself")
 
-    def _wait(self, launch: Launch, store: Any, seconds: float) -> None:
+    def _wait(self, launch: Launch, seconds: float) -> str:
+        """The outcome."""
         began, said = time.monotonic(), False
-        store.add(READY, 1)
-        while (ready := store.add(READY, 0)) < launch.world:
-            if store.check([FAILED]):
-                reason = store.get(FAILED).decode()
-                store.add(HEARD, 1)
-                raise StartError(reason, fix="see what it says itself")
+        self._store.add(READY, 1)
+        while not self._store.check([OUTCOME]):
+            ready = self._store.add(READY, 0)
+            if ready == launch.world or self._stopped():
+                self._store.compare_set(OUTCOME, "", GO if ready == launch.world else STOP)
+                continue
             waited, who = time.monotonic() - began, f"{ready} of {launch.world} processes started"
             if waited > seconds:
                 raise StartError(
@@ -77,28 +96,57 @@ class Meeting:
                 print(f"mmrep: {who} by {launch.by}; waiting for the others", file=sys.stderr, flush=True)
                 said = True
             time.sleep(POLL)
+        outcome: str = self._store.get(OUTCOME).decode()
+        if outcome != GO:
+            self._stay(launch)
+        return outcome
 
     def _tell(self, launch: Launch, error: BaseException) -> None:
-        """Say that this process cannot start; the first that says so counts. The host of the store waits until it was heard."""
+        """Say that this process cannot start."""
         self._launch = None
         try:
-            store = self._open(launch, FAREWELL)
-            store.compare_set(FAILED, "", f"rank {launch.rank} cannot start: {_short(error)}")
-            store.add(HEARD, 1)
-            until = time.monotonic() + FAREWELL
-            while launch.rank == 0 and store.add(HEARD, 0) < launch.world and time.monotonic() < until:
-                time.sleep(POLL)
-        except RuntimeError:  # nobody hosts a store there: none of the others can be waiting at it
+            self._open(launch, FAREWELL)
+            self._store.compare_set(OUTCOME, "", f"rank {launch.rank} cannot start: {_short(error)}")
+            self._stay(launch)
+        except (RuntimeError, PreemptedError):  # nobody hosts a store there: none of the others can be waiting at it
             return
 
-    def _open(self, launch: Launch, seconds: float) -> Any:
+    def _stay(self, launch: Launch) -> None:
+        """Until all have heard the outcome, where the store is this process's."""
+        self._store.add(HEARD, 1)
+        began = time.monotonic()
+        while launch.rank == 0 and self._store.add(HEARD, 0) < launch.world:
+            if time.monotonic() - began > (HURRY if self._stopped() else FAREWELL):
+                return
+            time.sleep(POLL)
+
+    def _open(self, launch: Launch, seconds: float) -> None:
         from mmrep.ops.gather import open_store
 
-        if self._store is None:
-            host, port = launch.meeting_place()
-            hosted_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            self._store = open_store(host, port, launch.rank == 0 and not hosted_by_launcher, seconds)
-        return self._store
+        host, port = launch.meeting_place()
+        is_host = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        if not is_host:
+            self._await_host(host, port, seconds)
+        self._store = open_store(host, port, is_host, FAREWELL)
+
+    def _await_host(self, host: str, port: int, seconds: float) -> None:
+        """Not in the store's own code, which waits in one piece and keeps Python from noticing a signal.
+
+        Raises:
+            RuntimeError: If nobody listens there in time.
+            PreemptedError: If this process was told to stop.
+        """
+        until = time.monotonic() + seconds
+        while True:
+            if self._stopped():
+                raise PreemptedError(told("before the first step", None))
+            try:
+                socket.create_connection((host, port), TRY).close()
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    raise RuntimeError(f"nobody listens at {host}:{port}") from None
+            time.sleep(POLL)
 
 
 def _short(error: BaseException) -> str:

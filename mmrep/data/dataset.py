@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmrep.data.index import Index
 from mmrep.data.plan import PADDING, Plan, PlannedBatch, PlanSampler, from_the_start
 from mmrep.data.prefetch import Prefetcher
 from mmrep.data.reader import Samples, Stored, Where
+from mmrep.data.worker_signals import blocked, leave_signals_to_the_parent
 from mmrep.errors import ConfigError, DataError, Fault, MmrepError, SampleError, did_you_mean
 from mmrep.stable_hash import stable_hash
 
@@ -260,7 +262,7 @@ def check_modalities(indexes: Sequence[Index], encoders: Mapping[str, Preprocess
 
 
 class ShardLoader(DataLoader[Batch]):
-    """A DataLoader of `Batch` es that raises what a worker met as the error it was.
+    """A DataLoader of `Batch` es that raises what a worker met as the error it was, and whose workers no signal ends.
 
     It is stateful in name only: the place in the stream is the data module's, equal on all ranks.
     """
@@ -270,6 +272,16 @@ class ShardLoader(DataLoader[Batch]):
             if isinstance(batch, MmrepError):
                 raise batch
             yield batch
+
+    def _get_iterator(self) -> Any:
+        """Where torch starts the workers."""
+        given = self.worker_init_fn  # Lightning's, which seeds them by rank
+        self.worker_init_fn = partial(leave_signals_to_the_parent, given)
+        try:
+            with blocked():
+                return super()._get_iterator()
+        finally:
+            self.worker_init_fn = given
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -98,7 +98,7 @@ class Preemption(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         asked = torch.tensor(int(self.signals.received is not None), device=trainer.strategy.root_device)
         if stage == "fit" and int(sum_over_ranks(asked)):
-            raise PreemptedError(_told("before the first step", None))
+            raise PreemptedError(told("before the first step", None))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._first_step = trainer.global_step
@@ -127,13 +127,13 @@ class Preemption(Callback):
 
     def _leave(self, trainer: pl.Trainer, module: ContrastiveModule) -> None:
         if trainer.global_step == self._first_step:
-            raise PreemptedError(_told("before the first step", None))
+            raise PreemptedError(told("before the first step", None))
         path = self.folder / STOPPED
         trainer.save_checkpoint(path, weights_only=False)
         checkpoints = trainer.strategy.checkpoint_io
         if isinstance(checkpoints, DurableCheckpointIO):
             checkpoints.check()
-        raise PreemptedError(_told(f"after step {trainer.global_step}", path))
+        raise PreemptedError(told(f"after step {trainer.global_step}", path))
 
 
 class _NoSignals(_SignalConnector):
@@ -145,6 +145,6 @@ def _nothing() -> None:
     """In place of a broadcast."""
 
 
-def _told(when: str, path: Path | None) -> str:
+def told(when: str, path: Path | None) -> str:
     place = f"; checkpoint in {path}" if path else ""
     return f"stopped {when}{place}; the same command with --resume auto goes on"

@@ -11,6 +11,7 @@ sums over columns, a number each, are added up by `logsumexp_over_ranks`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -24,6 +25,11 @@ from mmrep.ops.multilinear import in_fp32
 from mmrep.ops.step_clock import COMMUNICATION, timed
 
 HALF = (torch.float16, torch.bfloat16)
+OF_OTHER_RANKS = re.compile(
+    r"gloo/[^\]]*:\d+\] .*(?:closed by peer|reset by peer|Broken pipe|[Tt]imed out|timeout)"
+    r"|\bNCCL (?:error|communicator|watchdog)|\bncclRemoteError|Watchdog caught collective operation timeout"
+)
+"""What gloo and NCCL say of a rank that is gone. gloo names its source: ``[.../gloo/transport/tcp/pair.cc:553] ...``."""
 PRESENT, FINITE = 1, 2
 """Bits of what every rank knows of every sample and modality."""
 
@@ -323,16 +329,6 @@ def open_store(host: str, port: int, is_host: bool, seconds: float) -> Any:
 
 def is_of_other_ranks(error: BaseException) -> bool:
     """Whether an error of a collective says that another rank is gone or did not come, and nothing of this one."""
-    words = (
-        "Connection closed",
-        "Connection reset",
-        "Broken pipe",
-        "Timed out",
-        "timed out",
-        "Timeout",
-        "timeout",
-        "NCCL",
-    )
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and world_size() > 1 and any(word in str(error) for word in words)
+        isinstance(error, RuntimeError) and world_size() > 1 and OF_OTHER_RANKS.search(str(error)) is not None
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from mmrep.cli.launch import Launch, is_first, launched
@@ -15,6 +16,7 @@ from mmrep.errors import ConfigError
 from tests.multi_node.hosts import Host
 from tests.multi_node.launching import as_srun, as_torchrun
 
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 HOSTS = (Host("10.77.0.1", "eth0", None), Host("10.77.0.2", "eth0", None))
 
 
@@ -40,7 +42,19 @@ def test_what_torchrun_started_is_told_to_lightning(environment: Any) -> None:
     assert launched() == Launch("torchrun", rank=6, nodes=2, per_node=4, repeated=True)
     assert launched().trainer_options(trainer(), Path("r")) == {"num_nodes": 2, "devices": 4}
     assert launched().trainer_options(trainer(devices=4, num_nodes=2), Path("r")) == {"num_nodes": 2}
-    assert launched().trainer_options(trainer(devices=[0, 1, 2, 3]), Path("r")) == {"num_nodes": 2}
+    for devices in ("4", [0, 1, 2, 3], "0,1,2,3"):
+        assert launched().trainer_options(trainer(devices=devices), Path("r")) == {"num_nodes": 2}
+    for devices in (-1, "-1"):
+        assert launched().trainer_options(trainer(devices=devices), Path("r")) == {"num_nodes": 2, "devices": 4}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_config_starts_under_torchrun_and_srun(path: Path, environment: Any) -> None:
+    asked = trainer(**yaml.safe_load(path.read_text())["trainer"])
+    for variables in (as_srun(HOSTS, 1, 0, per_node=8), as_torchrun(HOSTS, 1, 0, per_node=8)):
+        environment(variables)
+        options = launched().trainer_options(asked, Path("r"))
+        assert options["num_nodes"] == 2 and options["devices"] == 8
 
 
 def test_what_srun_started_is_told_and_lightning_does_not_requeue(environment: Any) -> None:
@@ -63,6 +77,8 @@ def test_torchrun_inside_a_job_of_slurm_is_torchrun(environment: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"devices": "8"}, "trainer.devices=8, but torchrun started 2 nodes"),
+        ({"devices": [0, 1]}, r"trainer.devices=\[0, 1\], but torchrun started 2 nodes"),
         ({"devices": 8}, "trainer.devices=8, but torchrun started 2 nodes with 4 processes each; leave it out"),
         ({"num_nodes": 3}, "trainer.num_nodes=3, but torchrun started 2 nodes"),
     ],

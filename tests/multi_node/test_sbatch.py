@@ -10,6 +10,7 @@ import pytest
 
 TEMPLATE = Path(__file__).parents[2] / "configs" / "slurm" / "fit.sbatch"
 FINISHES = "mkdir -p runs/mine/model && touch runs/mine/model/config.json"
+STOPS = "mkdir -p runs/mine/checkpoints && touch runs/mine/checkpoints/stopped.ckpt"
 
 
 def submit(folder: Path, srun: str, *words: str) -> tuple[int, list[str], list[str]]:
@@ -42,15 +43,28 @@ def test_a_finished_run_is_not_started_again(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_told_to_stop_is_put_into_the_queue_again(tmp_path: Path) -> None:
-    model = tmp_path / "runs" / "mine" / "model" / "config.json"
-    model.parent.mkdir(parents=True)
-    model.touch()  # of a shorter run of before
-    os.utime(model, (0, 0))
-    code, _, scontrol = submit(tmp_path, "true", "my.yaml", "mine")
+    code, _, scontrol = submit(tmp_path, STOPS, "my.yaml", "mine")
     assert code == 0 and scontrol == ["requeue", "4711"]
 
 
-@pytest.mark.parametrize("srun", ["exit 3", f"{FINISHES}; exit 3"])
+@pytest.mark.parametrize("srun", ["true", FINISHES])
+def test_a_run_that_ended_in_another_way_is_not_started_again(srun: str, tmp_path: Path) -> None:
+    """``--trainer.fast_dev_run true``, say, writes no model and would begin anew without end."""
+    earlier = tmp_path / "runs" / "mine" / "checkpoints" / "stopped.ckpt"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()  # of the start before
+    os.utime(earlier, (0, 0))
+    code, _, scontrol = submit(tmp_path, srun, "my.yaml", "mine")
+    assert code == 0 and scontrol == []
+
+
+@pytest.mark.parametrize("words", [["--name", "other"], ["--name=other"], ["--runs", "elsewhere"]])
+def test_what_would_hide_the_run_from_the_script_is_refused(words: list[str], tmp_path: Path) -> None:
+    code, srun, scontrol = submit(tmp_path, STOPS, "my.yaml", "mine", *words)
+    assert code == 2 and srun == [] and scontrol == []
+
+
+@pytest.mark.parametrize("srun", ["exit 3", f"{STOPS}; exit 3"])
 def test_a_run_that_failed_is_not_started_again(srun: str, tmp_path: Path) -> None:
     code, _, scontrol = submit(tmp_path, srun, "my.yaml", "mine")
     assert code == 3 and scontrol == []

@@ -233,6 +233,14 @@ def test_all_nodes_with_the_same_mistake_say_it_and_end(config: Path, hosts: tup
     assert all("did you mean 'lr'?" in process.output.read_text() for process in processes)
 
 
+def test_a_config_that_one_node_lacks_ends_the_others_at_once(
+    config: Path, hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    processes = start(hosts, lambda node: words(tmp_path / "no.yaml" if node else config, tmp_path), tmp_path)
+    assert wait(processes, 20) == [2, 2]
+    assert "rank 1 cannot start: no such config file" in processes[0].output.read_text()
+
+
 def test_a_node_that_was_not_started_is_missed_after_a_time(
     config: Path, hosts: tuple[Host, Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
