@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities import rank_zero_only
 
 from mmrep.data.dataset import ShardDataset, make_loader
@@ -87,7 +89,7 @@ class RunMedia(pl.Callback):
         model = pl_module.model
         assert isinstance(model, MultimodalModel), "it has retrieved"
         try:
-            with trainer.precision_plugin.forward_context():
+            with _autocast(trainer):
                 page = write_examples(self.folder / "examples.html", model, splits[0], list(directions), self.queries)
         except Exception as error:  # whatever it is, the GPU's memory included: the trained model is yet to be written
             print(f"mmrep: warning: no page of examples: {first_line(error)}", file=sys.stderr)
@@ -130,6 +132,12 @@ def write_examples(path: Path, model: MultimodalModel, samples: Samples, directi
         *examples(embeddings, model, samples, asked, queries),
     ]
     return write_page(path, f"Examples of {path.parent.name}", parts, style=STYLE)
+
+
+def _autocast(trainer: pl.Trainer) -> AbstractContextManager[Any]:
+    """As training computes in mixed precision. Other kinds of precision are the weights' own."""
+    precision = trainer.precision_plugin
+    return precision.forward_context() if isinstance(precision, MixedPrecision) else nullcontext()
 
 
 def _validated(trainer: pl.Trainer) -> list[Samples]:

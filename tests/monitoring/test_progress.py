@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import yaml
+from jsonargparse import Namespace
 
 from mmrep.cli import main
+from mmrep.cli.run_folder import RunFolder
+from mmrep.cli.watching import Watching
 from mmrep.modules import PairwiseCLIP
 from mmrep.monitoring.model_line import model_line
 from mmrep.monitoring.plain_progress import PlainProgress
@@ -103,6 +106,41 @@ def test_progress_can_be_forbidden_and_a_bar_of_the_config_stays(
     run(home, "bar", "--trainer.max_epochs", "1", "--config", str(tmp_path / "bar.yaml"))
     shown = capsys.readouterr()
     assert "Epoch 0" in shown.out + shown.err and "epoch 0" not in shown.out
+
+
+def test_one_callback_of_the_config_and_a_bar_of_any_name_are_a_list_s(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_bar.py").write_text(
+        "from pytorch_lightning.callbacks import TQDMProgressBar\n\n\nclass MyBar(TQDMProgressBar):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, callbacks in {
+        "one": {"class_path": "pytorch_lightning.callbacks.TQDMProgressBar"},
+        "named": [{"class_path": "own_bar.MyBar"}],
+        "other": {"class_path": "pytorch_lightning.callbacks.LearningRateMonitor"},
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+        run(home, name, "--trainer.max_epochs", "1", "--config", str(tmp_path / f"{name}.yaml"))
+        shown = capsys.readouterr()
+        assert ("Epoch 0" in shown.out + shown.err) == (name != "other"), "their bar"
+        assert ("epoch 0" in shown.out) == (name == "other"), "or our lines"
+
+
+def test_a_report_that_other_processes_wrote_is_printed_and_an_earlier_one_is_not(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As under ddp_fork, where the trainer of the first process has trained nothing itself."""
+    folder = run(home, "forked", "--trainer.max_epochs", "1")
+    capsys.readouterr()
+    options = Namespace(trainer=Namespace(fast_dev_run=False, callbacks=None), wandb=False, tensorboard=False)
+    watching = Watching(options, "fit", RunFolder(folder.parent, folder.name))
+    watching.print_report()
+    assert capsys.readouterr().out == ""
+    report = folder / "throughput.json"
+    report.write_text(report.read_text())
+    watching.print_report()
+    assert capsys.readouterr().out.startswith("throughput: ")
 
 
 def drawn(shards: Path, *callbacks: pl.Callback, **options: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -13,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
 import yaml
 
 import mmrep.cli.watching
 from mmrep.cli import main
-from mmrep.monitoring import wandb_logger
+from mmrep.modules import PairwiseCLIP
+from mmrep.monitoring import run_media, wandb_logger
 from mmrep.monitoring.wandb_logger import OfflineSafeWandbLogger
-from tests.monitoring.wandb_files import FakeServer, contents
+from tests.monitoring.wandb_files import FakeServer, contents, records
 from tests.test_cli import CONFIG
 
 
@@ -156,6 +160,76 @@ def test_whatever_wandb_raises_is_said_once(tmp_path: Path, capsys: pytest.Captu
     after = f"the run goes on, afterwards: wandb sync {tmp_path}/run/wandb/*run-*"
     assert about == [f"mmrep: warning: wandb failed (the service is gone); {after}"]
     logger.finalize("failed")
+
+
+def test_what_raises_at_the_very_beginning_is_said_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise wandb.Error("the service is gone")
+
+    logger = OfflineSafeWandbLogger(tmp_path / "run", "mmrep")
+    monkeypatch.setattr(wandb_logger, "_define_steps", fail)
+    assert logger.experiment is logger.experiment
+    logger.finalize("success")
+    assert capsys.readouterr().err.count("wandb failed (the service is gone)") == 1
+    never = OfflineSafeWandbLogger(tmp_path / "never", "mmrep")
+    monkeypatch.setattr(never, "_begin", fail)
+    never.log_rows("table", ["a"], [[1]], "<p>")
+    never.log_page("page", "<p>")
+    assert capsys.readouterr().err.count("wandb failed (the service is gone)") == 1
+
+
+def test_a_run_that_was_told_to_stop_is_shown_as_preempted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = PairwiseCLIP.training_step
+
+    def told(self: PairwiseCLIP, *batch: Any) -> Any:
+        if self.global_step == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(self, *batch)
+
+    monkeypatch.setattr(PairwiseCLIP, "training_step", told)
+    assert fit(home, "told")[0] == 0
+    (kept,) = (home / "runs" / "told").glob("wandb/offline-run-*/*.wandb")
+    contents(kept)
+    kinds = [record.WhichOneof("record_type") for record in records(kept)]
+    assert "preempting" in kinds and kinds.index("preempting") < kinds.index("exit")
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_the_page_is_made_in_the_precision_of_the_training(
+    precision: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autocast: list[bool] = []
+    embed = run_media.embed_loader
+
+    def look(*args: Any) -> Any:
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return embed(*args)
+
+    monkeypatch.setattr(run_media, "embed_loader", look)
+    assert fit(home, precision, "--trainer.precision", precision)[:2] == (0, [])
+    assert autocast == [precision == "bf16-mixed"] and (home / "runs" / precision / "examples.html").is_file()
+
+
+def test_no_page_of_examples_costs_the_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[bool] = []
+
+    def fail(model: Any, *_: Any) -> None:
+        model.eval()
+        raise torch.OutOfMemoryError("CUDA out of memory\nand a page of advice")
+
+    class Look(run_media.RunMedia):
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.train()
+            super().on_fit_end(trainer, pl_module)
+            modes.append(pl_module.model.training)
+
+    monkeypatch.setattr(run_media, "embed_loader", fail)
+    monkeypatch.setattr(mmrep.cli.watching, "RunMedia", Look)
+    code, about, _ = fit(home, "large")
+    assert code == 0 and about == ["mmrep: warning: no page of examples: CUDA out of memory"] and modes == [True]
+    assert (home / "runs" / "large" / "model" / "model.safetensors").exists()
 
 
 def test_where_wandb_cannot_write_either_the_run_goes_on(

@@ -7,6 +7,7 @@ import torch
 
 from mmrep.ops.gather import row_counts, sum_over_ranks
 from mmrep.ops.step_clock import (
+    CHECKPOINT,
     COMMUNICATION,
     DATA,
     ENCODERS_BACKWARD,
@@ -94,6 +95,25 @@ def test_validation_keeps_all_that_happens_inside() -> None:
     clock.leave()
     hand.time += 8
     assert spent(clock) == {VALIDATION: 7, REST: 8}
+
+
+def test_a_checkpoint_inside_a_validation_is_a_checkpoint_with_all_that_happens_inside() -> None:
+    hand = Hand()
+    clock = StepClock(hand)
+    clock.enter(VALIDATION)
+    hand.time += 1
+    clock.enter(CHECKPOINT)
+    hand.time += 2
+    clock.enter(COMMUNICATION)
+    hand.time += 4
+    clock.switch(DATA)
+    hand.time += 8
+    clock.leave()
+    clock.leave()
+    hand.time += 16
+    clock.leave()
+    hand.time += 32
+    assert spent(clock) == {VALIDATION: 17, CHECKPOINT: 14, REST: 32}
 
 
 def test_what_a_gpu_has_not_reached_is_counted_later_and_once() -> None:
