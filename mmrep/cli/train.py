@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] == ["fit"]:
         signals.listen()
     try:
-        with Meeting(launched(), lambda: signals.received is not None) as meeting:
+        with Meeting(launched(), signals.asked) as meeting:
             _check_config_files(arguments)
             TrainCLI(arguments, signals, meeting)
     except PreemptedError as stop:

@@ -45,6 +45,10 @@ class StopSignals:
         self._launcher: Any = None
         self._before: dict[int, Any] = {}
 
+    def asked(self) -> bool:
+        """Whether there was one."""
+        return self.received is not None
+
     def listen(self) -> None:
         """Take the signals over. Python allows it in the main thread only; elsewhere nothing changes."""
         if threading.current_thread() is threading.main_thread():
