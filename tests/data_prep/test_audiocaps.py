@@ -11,7 +11,7 @@ import pytest
 from data_prep import audiocaps
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
-from tests.data_prep.releases import put, wav, write_audiocaps
+from tests.data_prep.releases import put, put_csv, wav, write_audiocaps
 
 
 @pytest.mark.parametrize("pattern", [*audiocaps.PATTERNS[:2], "{youtube_id}", "Y{youtube_id}", "{audiocap_id}"])
@@ -58,3 +58,19 @@ def test_audiocaps_without_any_clip_is_one_line(tmp_path: Path, capsys: pytest.C
     root = write_audiocaps(tmp_path / "csv", tmp_path / "clips")
     assert audiocaps.main(["--root", str(root), "--out", str(tmp_path / "out")]) == 2
     assert "no audio file below the folder" in capsys.readouterr().err
+
+
+def test_audiocaps_with_odd_cells_and_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Columns named as the fields of a pattern, and a time that is no number."""
+    root, out = write_audiocaps(tmp_path / "csv", tmp_path / "clips"), tmp_path / "out"
+    rows = list(csv.reader((root / "train.csv").open()))
+    more = [[*rows[0], "end_time", "start_ms", ""], *([*row, "x", "y", "z"] for row in rows[1:])]
+    more += [["99", "gone", odd, "a caption", "", "", ""] for odd in ("\N{SUPERSCRIPT TWO}", "9" * 5000, "")]
+    put_csv(root / "train.csv", more)
+    words = ["--root", str(root), "--audio", str(tmp_path / "clips"), "--out", str(out), "--workers", "1"]
+    assert audiocaps.main(words) == 0
+    assert len(Samples(Index.load(out), "train")) == 4
+    assert "train: 4 entries, 4 samples, 4 audio, 4 text, 3 rejects" in capsys.readouterr().out
+    for wrong in ("{youtube_id:d}", "{start_time!q}", "{end_time:z}"):
+        assert audiocaps.main([*words, "--pattern", wrong, "--overwrite"]) == 2
+        assert capsys.readouterr().err.startswith("error: --pattern")

@@ -164,3 +164,75 @@ def test_wrong_layout_is_one_line(
     assert main(words(root, tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+VIDEO = "COVAREP/data/video_0"
+
+
+@pytest.mark.parametrize("place", ["COVAREP", "COVAREP/data", VIDEO, f"{VIDEO}/features", f"{VIDEO}/intervals"])
+@pytest.mark.parametrize("kind", ["external", "soft"])
+def test_no_link_is_followed_at_any_place(place: str, kind: str, tmp_path: Path) -> None:
+    """Soft links of the last place alone would do no harm, but may lead over an external one."""
+    root, other = write_cmu_mosei(tmp_path / "csd"), write_cmu_mosei(tmp_path / "other")
+    path, secret = (folder / "acoustic" / "CMU_MOSEI_COVAREP.csd" for folder in (root, other))
+    with h5py.File(path, "r+") as file:
+        del file[place]
+        if kind == "external":
+            file[place] = h5py.ExternalLink(str(secret), place)
+        else:
+            file.create_group(f"{VIDEO}/others")["away"] = h5py.ExternalLink(str(secret), "/")
+            if place in file:
+                del file[place]
+            file[place] = h5py.SoftLink(f"/{VIDEO}/others/away/{place}")
+    with pytest.raises(DataError, match=r"leads out of the file|no computational sequence"):
+        SequenceFile(path).read("video_0")
+
+
+def test_names_of_videos_lead_over_no_link(tmp_path: Path) -> None:
+    root, other = write_cmu_mosei(tmp_path / "csd"), write_cmu_mosei(tmp_path / "other")
+    path, secret = (folder / "acoustic" / "CMU_MOSEI_COVAREP.csd" for folder in (root, other))
+    with h5py.File(path, "r+") as file:
+        file["COVAREP/data/away"] = h5py.ExternalLink(str(secret), "COVAREP/data")
+    assert "away/video_0" not in SequenceFile(path)
+    with pytest.raises(DataError, match="leads out of the file"):
+        SequenceFile(path).read("away/video_0")
+
+
+@pytest.mark.parametrize(
+    ("case", "message"), [("virtual", "leads out"), ("raw", "leads out"), ("chunk", "chunks of more")]
+)
+def test_numbers_that_lie_elsewhere_or_unpack_without_bound_are_refused(
+    case: str, message: str, tmp_path: Path
+) -> None:
+    path = write_cmu_mosei(tmp_path / "csd") / "acoustic" / "CMU_MOSEI_COVAREP.csd"
+    secret = write_cmu_mosei(tmp_path / "other") / "acoustic" / "CMU_MOSEI_COVAREP.csd"
+    name = f"{VIDEO}/features"
+    with h5py.File(path, "r+") as file:
+        shape = file[name].shape
+        del file[name]
+        if case == "virtual":
+            layout = h5py.VirtualLayout(shape, np.float32)
+            layout[...] = h5py.VirtualSource(str(secret), name, shape)
+            file.create_virtual_dataset(name, layout)
+        elif case == "raw":
+            file.create_dataset(name, shape, np.float32, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+        else:
+            file.create_dataset(name, shape, np.float32, chunks=(1 << 13, 1 << 12), maxshape=(None, None))
+    with pytest.raises(DataError, match=message):
+        SequenceFile(path).read("video_0")
+
+
+def test_scores_or_features_of_text_are_rejects(tmp_path: Path) -> None:
+    root, out = write_cmu_mosei(tmp_path / "csd"), tmp_path / "out"
+    for path, place, shape in (
+        ("labels/CMU_MOSEI_Labels.csd", "All Labels/data/video_0/features", (2, 7)),
+        ("labels/CMU_MOSEI_Labels.csd", "All Labels/data/video_1/intervals", (2, 2)),
+        ("acoustic/CMU_MOSEI_COVAREP.csd", "COVAREP/data/video_2/features", (40, 74)),
+    ):
+        with h5py.File(root / path, "r+") as file:
+            del file[place]
+            file[place] = np.full(shape, b"good")
+    assert main(words(root, out)) == 0
+    rejects = list(csv.DictReader((out / "rejects.csv").open()))
+    assert [(row["split"], row["entry"]) for row in rejects] == [("train", str(n)) for n in (0, 1, 2, 3)]
+    assert "covarep [20, 74]" in rejects[2]["reason"] or "covarep [40, 74]" in rejects[2]["reason"]

@@ -148,3 +148,14 @@ def test_processes_change_no_byte(tmp_path: Path) -> None:
         assert main(words) == 0
     assert file_bytes(tmp_path / "1") == file_bytes(tmp_path / "3")
     assert len(list((tmp_path / "3").glob("train-*.tar"))) == 3
+
+
+@pytest.mark.parametrize("number", ['"a number"', "1e999", "[]"])
+def test_karpathy_with_an_odd_number_is_one_line(
+    number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_karpathy(tmp_path)
+    file.write_text(file.read_text().replace('"cocoid": 502', f'"cocoid": {number}'))
+    assert main(["--root", str(tmp_path), "--karpathy", str(file), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "not the form of Karpathy's splits" in error and error.count("\n") == 1

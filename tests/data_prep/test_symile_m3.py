@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from data_prep.symile_m3 import ParquetRows, main
+from data_prep.table.parquet_files import ROWS_AT_ONCE
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
+from mmrep.errors import DataError
 from tests.data_prep.releases import jpeg, put, write_symile_m3
 from tests.tiny import file_bytes, flac
 
@@ -109,3 +112,52 @@ def test_a_table_of_something_else_is_named(tmp_path: Path, capsys: pytest.Captu
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "root" / "train-0.parquet")
     assert main(["--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]) == 2
     assert "no column audio, cls, cls_id" in capsys.readouterr().err
+
+
+def test_a_few_rows_are_held_however_large_the_row_group(tmp_path: Path) -> None:
+    """70 rows of 1 MiB, all the same: a file of kilobytes. Only one batch of them is unpacked at a time."""
+    import pyarrow as pa
+
+    count, size = 70, 1 << 20
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([bytes(size)], pa.binary()))
+    cells = pa.StructArray.from_arrays([same.cast(pa.binary()), pa.array(["a"] * count)], ["bytes", "path"])
+    texts = {name: ["x"] * count for name in ("lang", "text", "cls", "target_text")}
+    table = pa.table({**texts, "audio": cells, "image": cells, "cls_id": range(count)})
+    file = tmp_path / "train-0.parquet"
+    pq.write_table(table, file, compression="zstd", row_group_size=count, dictionary_pagesize_limit=4 * size)
+    assert file.stat().st_size < 100_000
+    del same, cells, table
+    rows, before = ParquetRows([file]), pa.total_allocated_bytes()
+    for number in (0, 1, 20, 69, 3):
+        assert rows[number]["cls_id"] == number and len(rows[number]["image"]["bytes"]) == size
+        assert pa.total_allocated_bytes() - before < 2.5 * 2 * ROWS_AT_ONCE * size
+
+
+def test_a_damaged_row_group_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_symile_m3(tmp_path / "symile-m3-2-xs")
+    rows, opened = ParquetRows([root / "test-00000-of-00001.parquet"]), list[int]()
+
+    def broken(file: Path, columns: object, groups: list[int]) -> Iterator[object]:
+        opened.extend(groups)
+        raise DataError("damaged", where=file)
+        yield
+
+    monkeypatch.setattr("data_prep.symile_m3.batches", broken)
+    for number in (3, 4, 5):
+        with pytest.raises(DataError, match=r"row group 1 cannot be read \(damaged\)"):
+            rows[number]
+    assert opened == [1]
+
+
+def test_columns_of_another_type_are_rejects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+
+    root = write_symile_m3(tmp_path / "symile-m3-2-xs")
+    file = root / "val-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    for name, values in (("image", ["a path"] * 6), ("cls_id", [[1]] * 6)):
+        column = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(column, name, pa.array(values)), file)
+        out = tmp_path / name
+        assert main(["--root", str(root), "--out", str(out), "--workers", "1"]) == 0
+        assert len(list(csv.DictReader((out / "rejects.csv").open()))) == 6

@@ -119,3 +119,58 @@ def test_wrong_layout_is_one_line(case: str, tmp_path: Path, capsys: pytest.Capt
     assert main(["--root", str(root), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("subject_id,Edema\n1,1.0\n", "no column hadm_id"),
+        ("hadm_id,Edema\n,1.0\n", "hadm_id or a finding is no number"),
+        ("hadm_id,Edema\ninf,1.0\n", "hadm_id or a finding is no number"),
+        ("hadm_id,Edema\n20001,yes\n", "hadm_id or a finding is no number"),
+    ],
+)
+def test_odd_tables_are_one_line(table: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_symile_mimic(tmp_path / "release")
+    (root / "val.csv").write_text(table)
+    assert main(["--root", str(root), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("case", ["no right answer", "lengths", "no number"])
+def test_candidates_that_contradict_themselves_are_refused(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_symile_mimic(tmp_path / "release")
+    path = root / "data_npy" / "test" / ("hadm_id_test.npy" if case == "no number" else "label_test.npy")
+    array = np.load(path)
+    if case == "no right answer":
+        array[5] = 0  # of the sixth admission alone; its own X-ray is the first of its candidates no more
+        order = np.r_[6 : len(array), :6]
+        for name in ("label", "label_hadm_id", "hadm_id", "cxr", "ecg", "labs_percentiles", "labs_missingness"):
+            other = path.with_name(f"{name}_test.npy")
+            np.save(other, (array if name == "label" else np.load(other))[order])
+        message = "no right answer among the candidates of 20023"
+    elif case == "lengths":
+        np.save(path, array[:-1])
+        message = "hadm_id, label_hadm_id, label of test have different lengths"
+    else:
+        np.save(path, np.where(np.arange(len(array)) == 3, np.nan, array))
+        message = "admissions of test without a number"
+    assert main(["--root", str(root), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_candidates_that_a_limit_left_out_are_counted(tmp_path: Path) -> None:
+    root = write_symile_mimic(tmp_path / "release")
+    for limit, left in ((11, 11 - 2), (9, 9)):
+        out = tmp_path / str(limit)
+        assert main(["--root", str(root), "--out", str(out), "--workers", "1", "--limit", str(limit)]) == 0
+        samples = Samples(Index.load(out), "test")
+        if limit == 9:
+            with pytest.raises(DataError, match="each of 9 queries lacks a candidate in the split"):
+                read_candidates(samples, "hadm_id")
+        else:
+            assert read_candidates(samples, "hadm_id")[1] == left
