@@ -2,22 +2,17 @@
 
 Trains pairwise CLIP on two modalities of vectors, validates and saves every 64 steps, with a loader worker beside it, in one
 process and on two ranks. Memory and open files must stay where they are after a warm-up, metrics.csv must grow by the same
-bytes for the same steps, and nothing may be said twice on stderr.
+bytes for the same steps, and no process may say anything twice on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import sys
 import tempfile
 import time
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +20,11 @@ import numpy as np
 import yaml
 
 from benchmarks.machine import machine, versions
+from benchmarks.soak_stderr import repeated, stderr_in
 from mmrep.cli import main as mmrep
 from mmrep.data.build import build_index
 from mmrep.data.index import Modality
-from mmrep.data.writer import write_shard
+from mmrep.data.writer import npy_bytes, write_shard
 
 SIZE, SAMPLES, BATCH = 16, 2048, 32
 RESULT = Path("benchmarks/results/soak.json")
@@ -74,14 +70,14 @@ def soak(ranks: int, steps: int) -> dict[str, Any]:
         ]
     figures = [growth(rank, steps) for rank in notes]
     processes = sum(rank[-1]["processes"] for rank in notes)
-    repeated = {line: count for line, count in Counter(filter(str.strip, said)).items() if count > processes}
-    faults = [fault for rank in figures for fault in rank["faults"]] + [f"said again: {line}" for line in repeated]
+    again = repeated(said, processes)
+    faults = [fault for rank in figures for fault in rank["faults"]] + [f"said again: {line}" for line in again]
     return {
         "ranks": ranks,
         "steps": steps,
         "seconds": round(seconds, 1),
         "growth": figures,
-        "repeated": repeated,
+        "repeated": again,
         "faults": faults,
         "notes": [rank[:: max(1, len(rank) // 20)] for rank in notes],
     }
@@ -128,38 +124,11 @@ def write_shards(folder: Path) -> None:
             rows = random.standard_normal((samples // 2, SIZE)).astype(np.float32)
             noisy = rows + 0.3 * random.standard_normal(rows.shape).astype(np.float32)
             members = [
-                {"__key__": f"{split}-{shard}-{i:05d}", "one.npy": npy(a), "other.npy": npy(b)}
+                {"__key__": f"{split}-{shard}-{i:05d}", "one.npy": npy_bytes(a), "other.npy": npy_bytes(b)}
                 for i, (a, b) in enumerate(zip(rows, noisy, strict=True))
             ]
             write_shard(folder / f"{split}-{shard:06d}.tar", members)
     build_index(folder, {name: Modality((f"{name}.npy",), "array") for name in ("one", "other")}).save()
-
-
-def npy(row: np.ndarray) -> bytes:
-    """The bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, row)
-    return buffer.getvalue()
-
-
-@contextmanager
-def stderr_in(path: Path) -> Iterator[None]:
-    """What this process and those that it starts say on stderr goes to a file, with every warning that would be shown."""
-    sys.stderr.flush()
-    before = os.dup(2)
-    with path.open("wb") as file, warnings.catch_warnings():
-        os.dup2(file.fileno(), 2)
-        warnings.showwarning = _say  # type: ignore[assignment]  # the names of the arguments differ
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(before, 2)
-            os.close(before)
-
-
-def _say(message: Warning | str, category: type[Warning], file: str, line: int, *_: Any) -> None:
-    os.write(2, warnings.formatwarning(message, category, file, line).splitlines()[0].encode() + b"\n")
 
 
 def show(run: dict[str, Any]) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-
 
 class SoakWatch(Callback):
     """Appends a line to ``rankR.jsonl`` every some steps.
@@ -52,10 +50,11 @@ def children(process: int) -> list[int]:
 
 
 def private_memory(process: int) -> int:
-    """Resident bytes that are no file and not shared."""
-    with suppress(FileNotFoundError):
-        _, resident, shared, *_ = Path(f"/proc/{process}/statm").read_text().split()
-        return (int(resident) - int(shared)) * PAGE
+    """Resident bytes that are no file; of pages that a fork left to several processes, this one's share."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
+                return int(line.split()[1]) * 1024
     return 0
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.soak import MOST_GROWTH, RESULT, growth, soak
+from benchmarks.soak_stderr import repeated, stderr_in
 from benchmarks.soak_watch import children, open_files, private_memory
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +56,6 @@ def test_a_table_that_grows_faster_and_faster_is_a_fault() -> None:
 
 
 def test_it_counts_this_process(tmp_path: Path) -> None:
-    import os
-    import subprocess
-
     before, held = open_files(os.getpid()), private_memory(os.getpid())
     assert held > 1e7
     with (tmp_path / "file").open("w"):
@@ -76,6 +79,41 @@ def test_the_page_has_the_figures_of_the_result() -> None:
     (alone,), ranks = (run["growth"] for run in runs)
     assert f"| +{alone['memory_bytes'] / 1e6:.1f} MB of" in page
     assert max(rank["memory_bytes"] for rank in ranks) < 1e5 and "below +0.1 MB" in page
+
+
+def test_pages_that_a_fork_shares_are_counted_once() -> None:
+    held = np.ones(64 << 17)  # 64 MB
+    alone = private_memory(os.getpid())
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(ours, 1)
+        os._exit(0)
+    try:
+        both = private_memory(os.getpid()) + private_memory(child)
+        assert alone > held.nbytes and alone <= both < alone + 16e6
+    finally:
+        os.write(theirs, b"x")
+        os.waitpid(child, 0)
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_line_is_said_again_where_one_process_says_it_twice(tmp_path: Path) -> None:
+    with stderr_in(tmp_path / "stderr.txt"):
+        child = os.fork()
+        for _ in range(1 if child else 2):
+            warnings.warn_explicit("look", UserWarning, "a.py", 1, registry={})
+        print("begun", end=" ", file=sys.stderr)
+        print("and ended\n", file=sys.stderr)
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.write(2, b"from C\nfrom C\nfrom C\n")
+    said = (tmp_path / "stderr.txt").read_text().splitlines()
+    assert f"<process {child}> begun and ended" in said and f"<process {os.getpid()}> begun and ended" in said
+    assert repeated(said, 3) == {f"<process {child}> a.py:1: UserWarning: look": 2}
+    assert repeated(said, 2).keys() == {f"<process {child}> a.py:1: UserWarning: look", "from C"}
 
 
 @pytest.mark.slow
