@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.captions import CAPTION, CLIP, Captioned, add_caption_options, captioned_samples, files_of
+from data_prep.release_command import make_parser, run
 from data_prep.released_files import expect_folder, provenance, read_csv
-from data_prep.samples import Release, make_parser, run
+from data_prep.samples import Release
 from mmrep.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.captions import CAPTION, CLIP, Captioned, add_caption_options, captioned_samples, files_of
+from data_prep.release_command import make_parser, run
 from data_prep.released_files import expect_folder, inside, provenance, read_csv
-from data_prep.samples import Release, make_parser, run
+from data_prep.samples import Release
 
 SPLITS = {"train": "development", "val": "validation", "test": "evaluation"}
 CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))

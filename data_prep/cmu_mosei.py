@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.computational_sequence import SequenceFile, frames_within, mean_by_interval
+from data_prep.release_command import make_parser, run
 from data_prep.released_files import expect_folder, provenance, read_bounded, read_json
-from data_prep.samples import Members, Release, make_parser, run
+from data_prep.samples import Members, Release
 from mmrep.errors import DataError
 
 LABELS = "CMU_MOSEI_Labels.csd"

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.captions import CAPTION, PICTURE, Captioned, add_caption_options, captioned_samples, files_of
+from data_prep.release_command import make_parser, run
 from data_prep.released_files import expect_folder, inside, provenance, read_json
-from data_prep.samples import Release, make_parser, run
+from data_prep.samples import Release
 from mmrep.errors import DataError
 
 YEARS = ("2017", "2014")

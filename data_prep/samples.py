@@ -8,7 +8,6 @@ rejects.csv and ends nothing.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import sys
@@ -24,10 +23,6 @@ from mmrep.errors import DataError, MmrepError
 if TYPE_CHECKING:
     from data_prep.building.build_folder import BuildFolder
     from data_prep.building.finished_shards import FinishedShards
-
-REASONS_SHOWN = 10
-SHARED = ("out", "limit", "shard_entries", "workers", "overwrite")
-"""Options of all readers; the others are a reader's own, and decide on the bytes."""
 
 Members = Mapping[str, Any]
 """Extension -> content of a sample, as `mmrep.data.writer.write_shard` takes it, without the key."""
@@ -257,67 +252,3 @@ def _finish(release: Release, out: Path, rejects: Sequence[Reject]) -> None:
             progress=advance,
         )
     index.save()
-
-
-def summary(release: Release, reports: Sequence[Done]) -> str:
-    """A line for each split: entries, samples, samples by modality; then the rejects by reason."""
-    lines = []
-    for split in release.splits:
-        mine = [report for report in reports if report.split == split]
-        extensions = Counter[str]()
-        for report in mine:
-            extensions.update(report.extensions)
-        held = {name: sum(extensions[e] for e in known) for name, (known, _) in release.modalities.items()}
-        parts = [f"{sum(r.entries for r in mine)} entries", f"{sum(r.samples for r in mine)} samples"]
-        parts += [f"{count} {name}" for name, count in held.items()]
-        lines.append(f"{split}: {', '.join(parts)}, {sum(len(r.rejects) for r in mine)} rejects")
-    reasons = Counter(reject.reason.partition(" (")[0] for report in reports for reject in report.rejects)
-    lines += [f"  {count} x {reason}" for reason, count in reasons.most_common(REASONS_SHOWN)]
-    return "\n".join([*lines, "rejects are listed in rejects.csv"] if reasons else lines)
-
-
-def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The options that all readers share; each adds its own, ``--root`` above all."""
-    first = (description or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=first)
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder for the shards and their index.json")
-    add("--limit", type=int, metavar="N", help="at most N entries of each split, for a try")
-    add("--shard-entries", type=int, default=1000, metavar="N", help="entries a shard (default 1000)")
-    add("--workers", type=int, default=2, help="processes (default 2)")
-    add("--overwrite", action="store_true", help="replace shards that this command wrote")
-    return parser
-
-
-def run(
-    parser: argparse.ArgumentParser, read: Callable[[argparse.Namespace], Release], argv: Sequence[str] | None
-) -> int:
-    """Read a release as the options say and write it; gives 0, or 2 after an error that the user can mend."""
-    from mmrep.stopping import Stopped, stopped_by_signals
-
-    options = parser.parse_args(argv)
-    try:
-        with stopped_by_signals():
-            print(_run(options, read))
-    except (MmrepError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(f"stopped by {stop.name}; finished shards are kept, the same command goes on", file=sys.stderr)
-        return stop.exit_code
-    return 0
-
-
-def _run(options: argparse.Namespace, read: Callable[[argparse.Namespace], Release]) -> str:
-    release = read(options)
-    own = {name: value for name, value in vars(options).items() if name not in SHARED}
-    reports = write_release(
-        release,
-        options.out,
-        options={name: str(value.absolute()) if isinstance(value, Path) else value for name, value in own.items()},
-        limit=options.limit,
-        shard_entries=options.shard_entries,
-        workers=options.workers,
-        overwrite=options.overwrite,
-    )
-    return summary(release, reports)

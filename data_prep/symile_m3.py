@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from data_prep.captions import CAPTION, CLIP, PICTURE
+from data_prep.release_command import make_parser, run
 from data_prep.released_files import check_member, expect_folder, format_of, provenance, read_json
-from data_prep.samples import Members, Release, make_parser, run
+from data_prep.samples import Members, Release
 from data_prep.table.parquet_files import batches, open_parquet, reading
 from mmrep.errors import DataError
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.release_command import make_parser, run
 from data_prep.released_files import expect_folder, provenance, read_csv
-from data_prep.samples import Members, Release, make_parser, run
+from data_prep.samples import Members, Release
 from mmrep.errors import DataError
 
 PARTS = ("cxr", "ecg", "labs_percentiles", "labs_missingness", "hadm_id")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_prep import table
-from data_prep.samples import make_parser
+from data_prep.release_command import make_parser
 from mmrep.data.decode import decode
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
