@@ -35,7 +35,7 @@ from mmrep.fault_tolerance.pending_validation import PendingValidation
 from mmrep.fault_tolerance.preemption import PreemptedError, Preemption, StopSignals
 from mmrep.fault_tolerance.timed_checkpoint import TimedCheckpoint
 from mmrep.fault_tolerance.unfinished import Unfinished
-from mmrep.fault_tolerance.watchdog import Watchdog
+from mmrep.fault_tolerance.watchdog import BatchCount, Watchdog
 from mmrep.files import replacing
 from mmrep.interop.load import read_checkpoint
 from mmrep.modules import ContrastiveModule
@@ -162,7 +162,7 @@ class TrainCLI(LightningCLI):
         # The watchdog comes before all that may wait for other ranks when one has failed.
         first: list[Callback] = [SameStart(options.ckpt_path, options.as_dict()), self.watchdog]
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
-        callbacks[:] = [*first, *callbacks, *keeping]
+        callbacks[:] = [*first, *callbacks, *keeping, BatchCount(self.watchdog)]
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:

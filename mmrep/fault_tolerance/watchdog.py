@@ -43,6 +43,9 @@ class Watchdog(Callback):
     Args:
         silence: Seconds without one after which a rank counts as lost.
         timeout: Of the process group, in seconds, for messages.
+
+    Attributes:
+        work: Batches that this rank has begun, by `BatchCount`.
     """
 
     def __init__(self, silence: float = 35.0, timeout: float = 1800.0) -> None:
@@ -50,7 +53,7 @@ class Watchdog(Callback):
         self.reason: str | None = None
         self._left, self._noticed = threading.Event(), threading.Event()
         self._store: Any = None
-        self._work, self._beats, self._heard = 0, 0, 0.0
+        self.work, self._beats, self._heard = 0, 0, 0.0
         self._neighbour = ("", 0.0)
         self._exit: threading.Timer | None = None
 
@@ -66,12 +69,6 @@ class Watchdog(Callback):
         self._neighbour = ("", self._heard)
         for loop in (self._talk, self._guard):
             threading.Thread(target=loop, name=f"mmrep-watchdog{loop.__name__}", daemon=True).start()
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self._work += 1
-
-    def on_validation_batch_start(self, *args: Any) -> None:
-        self._work += 1
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Tell the others why this rank leaves, or find out which of them is at fault."""
@@ -147,7 +144,7 @@ class Watchdog(Callback):
         try:
             while not self._left.is_set() and self.reason is None:
                 self._beats += 1
-                self._store.set(f"{self._prefix}/beat/{rank()}", f"{self._beats} {self._work} {_here()}")
+                self._store.set(f"{self._prefix}/beat/{rank()}", f"{self._beats} {self.work} {_here()}")
                 self.reason = self.reason or self._read("fault") or None
                 self._watch_neighbour()
                 self._heard = time.monotonic()
@@ -181,6 +178,19 @@ class Watchdog(Callback):
         """A key of the store, or None where nobody has set it."""
         key = f"{self._prefix}/{name}"
         return self._store.get(key).decode() if self._store.check([key]) else None
+
+
+class BatchCount(Callback):
+    """Counts for the watchdog the batches that were begun. It comes last: a callback before it may hang."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self.watchdog = watchdog
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.watchdog.work += 1
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self.watchdog.work += 1
 
 
 def end(reason: str) -> NoReturn:

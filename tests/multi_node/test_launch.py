@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import yaml
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
@@ -72,6 +73,11 @@ def test_what_srun_started_is_told_and_lightning_does_not_requeue(environment: A
 def test_torchrun_inside_a_job_of_slurm_is_torchrun(environment: Any) -> None:
     environment({**as_srun(HOSTS, 1, 0), **as_torchrun(HOSTS, 0, 0)})
     assert launched() == Launch("torchrun", rank=0, nodes=2, per_node=1, repeated=False)
+
+
+def test_without_a_launcher_a_config_is_one_process_on_a_cpu(environment: Any) -> None:
+    assert launched() is None
+    assert pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).world_size == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,41 @@ def test_torchrun_on_two_hosts_starts_again_after_a_death(rank: int, config: Pat
     keys = read_keys(alone, 1)
     assert read_keys(tmp_path, 2) == [*keys[:5], *keys[3:]]
     assert difference(tmp_path, alone) < 1e-6
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_leaves_a_checkpoint_and_no_process(config: Path, tmp_path: Path) -> None:
+    """It sends it to the whole group of each rank, loader workers too."""
+    fit = words(config, tmp_path, "--data.num_workers", "2", "--trainer.max_epochs", "2000")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    seen, output, until = tmp_path / "rank0.jsonl", tmp_path / "said.txt", time.monotonic() + SECONDS
+    process = subprocess.Popen(
+        [*launcher, "-m", "mmrep", *fit],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=output.open("wb"),
+        stderr=subprocess.STDOUT,
+    )
+    while not seen.exists() or len(seen.read_text().splitlines()) < 8:
+        assert process.poll() is None and time.monotonic() < until, output.read_text()
+        time.sleep(0.2)
+    started = descendants(process.pid)
+    assert len(started) >= 2 + 4
+    process.terminate()
+    process.wait(60)
+    said = output.read_text()
+    assert "mmrep: stopped after step" in said and "DataLoader worker" not in said, said
+    assert said.count("stops after this step") == 2
+    assert (tmp_path / "runs" / "run" / "checkpoints" / "stopped.ckpt").exists()
+    time.sleep(1)
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return [*children, *(each for child in children for each in descendants(child))]
 
 
 def _torchrun(host: Host, node: int, hosts: Sequence[Host], fit: list[str], output: Path) -> subprocess.Popen[bytes]:
