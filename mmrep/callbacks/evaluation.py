@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from mmrep.data.datamodule import ShardDataModule
+from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError
+from mmrep.fault_tolerance.preemption import Preemption
 
 PREFIX = "eval/"
 """Of all that these callbacks log."""
@@ -71,6 +73,24 @@ def evaluation_callbacks(trainer: pl.Trainer) -> list[EvaluationCallback]:
     """Those of a trainer, in order."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it undeclared
     return [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
+
+
+def stop_point(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[[], None]:
+    """What an evaluation calls between its batches, on all ranks equally often: it leaves the run that was told to stop."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # as above
+    stops = [callback for callback in callbacks if isinstance(callback, Preemption)]
+
+    def leave_if_asked() -> None:
+        for stop in stops:
+            stop.between_batches(trainer, pl_module)
+
+    return leave_if_asked
+
+
+def run_cache(trainer: pl.Trainer) -> ShardCache | None:
+    """Where a run keeps remote shards; None where it has no shards of its own."""
+    data = getattr(trainer, "datamodule", None)
+    return data.cache if isinstance(data, ShardDataModule) else None
 
 
 def run_data(trainer: pl.Trainer, callback: str, *, train: bool = False) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmrep.callbacks.evaluation import VALIDATING, EvaluationCallback, run_data
+from mmrep.callbacks.evaluation import VALIDATING, run_cache, run_data, stop_point
 from mmrep.callbacks.labelled_features import labelled_features
-from mmrep.callbacks.online_linear_probe import check_labelled
+from mmrep.callbacks.probe import Probe
 from mmrep.data.dataset import check_modalities
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
+from mmrep.data.shard_cache import ShardCache
 from mmrep.encoders import Encoder
-from mmrep.errors import ConfigError, MmrepError, did_you_mean
+from mmrep.errors import ConfigError, MmrepError
 from mmrep.evaluation.clip_benchmark import ClipBenchmark
 from mmrep.evaluation.knn import TEMPERATURE, knn_votes
 from mmrep.evaluation.probe import Labelled
@@ -23,12 +26,15 @@ from mmrep.model import MultimodalModel
 from mmrep.ops.gather import gather_rows, sum_over_ranks
 
 
-class KNNProbe(EvaluationCallback):
+class KNNProbe(Probe):
     """Each query's class is voted for by its k nearest training samples, by the cosine of the backbone's features.
 
     What ``mmrep eval probe --method knn`` computes, at one k. Nothing is trained, so that the figure is of the features alone:
     those of the averages with `EMA`. Ranks share the samples of both splits, and log equal figures: ``eval/NAME/acc1`` and,
     with five classes or more, ``acc5``. Every rank holds the features of the whole bank.
+
+    Shards at a URL are kept in ``data.cache_dir``. The bank is spread over all shards of its split, so that all are
+    downloaded, whatever ``max_bank`` is, and anew each time if they do not fit into ``data.cache_gb``.
 
     Args:
         modality: Whose backbone.
@@ -72,7 +78,7 @@ class KNNProbe(EvaluationCallback):
         batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(name or f"knn_{modality}", every_n_epochs)
+        super().__init__(name or f"knn_{modality}", modality, label, every_n_epochs)
         least = min(k, batch_size, 1 if max_bank is None else max_bank)
         if least < 1 or temperature <= 0 or num_workers < 0:
             raise ConfigError(
@@ -80,8 +86,10 @@ class KNNProbe(EvaluationCallback):
                 f"num_workers={num_workers} not negative",
                 where="KNNProbe",
             )
-        self.modality, self.label, self.data = modality, label, data
-        self._bank_data, self._data = data, data
+        self.data = data
+        self._bank: Index | None = None
+        self._asking: Index | None = None
+        self._cache: ShardCache | None = None
         self.bank_split, self.split, self.k, self.temperature, self.max_bank = (
             bank_split,
             split,
@@ -90,26 +98,17 @@ class KNNProbe(EvaluationCallback):
             max_bank,
         )
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.classes: list[str] = []
-
-    def figures(self) -> list[str]:
-        return ["acc1", *(["acc5"] if len(self.classes) >= 5 else [])]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out before the first step that data, splits, label or modality are not there."""
         if stage not in VALIDATING:
             return
-        self._bank_data = self.data or run_data(trainer, type(self).__name__, train=True)
-        self._data = self.data or run_data(trainer, type(self).__name__)
-        model = pl_module.model
-        assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
-        if self.modality not in model.by_modality:
-            raise ConfigError(
-                f"the model has no modality '{self.modality}'", fix=did_you_mean(self.modality, model.by_modality)
-            )
-        bank, index = _open(self._bank_data), _open(self._data)
-        check_modalities([bank], {self.modality: model.by_modality[self.modality]})
-        check_modalities([index], {self.modality: model.by_modality[self.modality]})
+        encoder, self._cache = self.model_of(pl_module).by_modality[self.modality], run_cache(trainer)
+        bank = _open(self.data or run_data(trainer, type(self).__name__, train=True), self._cache)
+        index = _open(self.data or run_data(trainer, type(self).__name__), self._cache)
+        self._bank, self._asking = bank, index
+        for each in (bank, index):
+            check_modalities([each], {self.modality: encoder})
         Samples(bank, self.bank_split)
         Samples(index, self.split)
         self.label = only_of(bank.labels, "label", self.label, bank.root)
@@ -119,36 +118,35 @@ class KNNProbe(EvaluationCallback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.due(trainer):
-            model = pl_module.model
-            assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
-            self.log_figures(pl_module, self.evaluate(model))
+            model = self.model_of(pl_module)
+            self.log_figures(pl_module, self.evaluate(model, stop_point(trainer, pl_module)))
 
     @torch.inference_mode()
-    def evaluate(self, model: MultimodalModel) -> dict[str, float]:
+    def evaluate(self, model: MultimodalModel, between: Callable[[], None] = lambda: None) -> dict[str, float]:
         """The figures by name. A collective: every rank calls it, after `setup`.
 
         Args:
             model: In evaluation mode afterwards.
+            between: Called before each batch, equally often on all ranks.
 
         Raises:
             MmrepError: If a split has nothing to probe, or features are not finite; on all ranks.
         """
         encoder = model.eval().by_modality[self.modality]
-        bank = self._gathered(*self._share(encoder, self._bank_data, self.bank_split, self.max_bank))
-        asking, _ = self._share(encoder, self._data, self.split, None)
+        bank = self._gathered(*self._share(encoder, self._bank, self.bank_split, self.max_bank, between))
+        asking, _ = self._share(encoder, self._asking, self.split, None, between)
         broken = ~torch.cat([bank.features, asking.features]).isfinite().all(dim=1)
         right = self._count_right(bank, asking) if len(bank.classes) else asking.classes.new_zeros(2)
         counts = torch.cat([right, broken.sum()[None], right.new_tensor([len(asking.classes)])])
         first, five, not_finite, n = sum_over_ranks(counts).tolist()
-        check_labelled(len(bank.classes), self.bank_split, self.label, self.modality)
-        check_labelled(n, self.split, self.label, self.modality)
+        self.check_labelled(len(bank.classes), self.bank_split)
+        self.check_labelled(n, self.split)
         if not_finite:
             raise MmrepError(
                 f"features of '{self.modality}' hold NaN or infinity",
                 fix="the model has diverged; lower the learning rate",
             )
-        shares = {"acc1": first / n, "acc5": five / n}
-        return {name: shares[name] for name in self.figures()}
+        return self.accuracies(first, five, n)
 
     def _count_right(self, bank: Labelled, asking: Labelled) -> Tensor:
         """How many of this rank's queries have their class first, and among the first five that anybody votes for."""
@@ -165,14 +163,25 @@ class KNNProbe(EvaluationCallback):
         order = gather_rows(places).argsort()
         return Labelled(gather_rows(mine.features)[order], gather_rows(mine.classes)[order])
 
-    def _share(self, encoder: Encoder, data: str | None, split: str, most: int | None) -> tuple[Labelled, Tensor]:
-        assert self.label is not None, "known since it was set up"
-        sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
-        return labelled_features(encoder, _open(data), split, self.modality, self.label, **sizes, most=most)
+    def _share(
+        self, encoder: Encoder, index: Index | None, split: str, most: int | None, between: Callable[[], None]
+    ) -> tuple[Labelled, Tensor]:
+        assert index is not None and self.label is not None, "known since it was set up"
+        return labelled_features(
+            encoder,
+            index,
+            split,
+            self.modality,
+            self.label,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            most=most,
+            cache=self._cache,
+            between=between,
+        )
 
 
-def _open(data: str | None) -> Index:
-    assert data is not None, "known since the probe was set up"
+def _open(data: str, cache: ShardCache | None) -> Index:
     if ClipBenchmark.found_in(data):
         raise ConfigError("a folder of CLIP_benchmark's; a probe wants shards with an index.json", where=data)
-    return Index.load(data)
+    return Index.load(data, cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.index import Index
 from mmrep.data.plan import PADDING, Plan
 from mmrep.data.reader import Samples
+from mmrep.data.shard_cache import ShardCache
 from mmrep.encoders import Encoder
 from mmrep.evaluation.probe import Labelled
 from mmrep.ops.gather import rank, world_size
@@ -46,6 +48,8 @@ def labelled_features(
     batch_size: int = 256,
     num_workers: int = 0,
     most: int | None = None,
+    cache: ShardCache | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[Labelled, Tensor]:
     """This rank's share of a split: features of the backbone in fp32, on its device, with classes; and their places in it.
 
@@ -58,8 +62,10 @@ def labelled_features(
         batch_size: Samples of a batch of this rank.
         num_workers: Loader processes.
         most: Samples of the split that are read, over all ranks.
+        cache: Where remote shards are kept.
+        between: Called before each batch, of which all ranks have equally many.
     """
-    samples, device = Samples(index, split), next(encoder.parameters()).device
+    samples, device = Samples(index, split, cache), next(encoder.parameters()).device
     plan = SpreadPlan([samples.contents([modality])], batch_size * world_size(), 0, False, most=most)
     dataset = ShardDataset(samples, {modality: encoder}, plan=plan)
     features = [torch.zeros(0, encoder.feature_dim, device=device)]
@@ -67,6 +73,7 @@ def labelled_features(
     places = [torch.zeros(0, dtype=torch.int64, device=device)]
     loader = make_loader(dataset, {modality: encoder}, num_workers=num_workers, rank=rank(), world=world_size())
     for number, batch in enumerate(loader):
+        between()
         known, inputs = batch.present[modality] & (batch.labels[label] >= 0), batch.inputs[modality]
         assert isinstance(inputs, Tensor), "in evaluation a sample comes once"
         if bool(known.any()):

@@ -10,20 +10,17 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from mmrep.batch import Batch
-from mmrep.callbacks.evaluation import EvaluationCallback
 from mmrep.callbacks.head_inputs import HeadInputs
 from mmrep.callbacks.online_classifier import OnlineClassifier
+from mmrep.callbacks.probe import Probe
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.data.index import Index
-from mmrep.errors import ConfigError, MmrepError, did_you_mean
+from mmrep.errors import ConfigError
 from mmrep.evaluation.prompts import only_of
-from mmrep.model import MultimodalModel
 from mmrep.ops.gather import sum_over_ranks
 
-ONE_CLASS = "a probe wants one class per sample, a name or a number, in the label's field of the samples' JSON"
 
-
-class OnlineLinearProbe(EvaluationCallback):
+class OnlineLinearProbe(Probe):
     """Linear probe by stochastic gradient descent on the features of the training batches, as in solo-learn and lightly.
 
     The features are those that the backbone gives in the step, with its dropout and augmentation, cut off from the graph:
@@ -64,15 +61,13 @@ class OnlineLinearProbe(EvaluationCallback):
         weight_decay: float = 0.0,
         every_n_epochs: int = 1,
     ) -> None:
-        super().__init__(name or f"linear_{modality}", every_n_epochs)
+        super().__init__(name or f"linear_{modality}", modality, label, every_n_epochs)
         if lr <= 0 or not 0 <= momentum < 1 or weight_decay < 0:
             raise ConfigError(
                 f"lr={lr} must be positive, momentum={momentum} in [0, 1), weight_decay={weight_decay} not negative",
                 where="OnlineLinearProbe",
             )
-        self.modality, self.label = modality, label
         self.rates = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self.classes: list[str] = []
         self._classifier: OnlineClassifier | None = None
         self._inputs: HeadInputs | None = None
         self._right = torch.zeros(3, dtype=torch.int64)  # among the first, among the first five, of how many
@@ -81,21 +76,12 @@ class OnlineLinearProbe(EvaluationCallback):
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
-    def figures(self) -> list[str]:
-        return ["acc1", *(["acc5"] if len(self.classes) >= 5 else [])]
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out before the first step that the model lacks the modality, or the data the label."""
         if stage != "fit":
             return
-        model, data = pl_module.model, trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
-        assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
-        if self.modality not in model.by_modality:
-            raise ConfigError(
-                f"the model has no modality '{self.modality}'", fix=did_you_mean(self.modality, model.by_modality)
-            )
-        self.label, self.classes = _label_of(data, self.label)
-        self._inputs = HeadInputs(model, self.modality)
+        self._inputs = HeadInputs(self.model_of(pl_module), self.modality)
+        self.label, self.classes = _label_of(trainer.datamodule, self.label)  # type: ignore[attr-defined]  # set by a connector
         self._classifier = OnlineClassifier(self._inputs.encoder.feature_dim, len(self.classes), **self.rates)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -146,10 +132,9 @@ class OnlineLinearProbe(EvaluationCallback):
         if not self._counts(trainer):
             return
         first, five, n = sum_over_ranks(self._right).tolist()
-        check_labelled(int(self._made()[0].steps), "training", self.label, self.modality)  # counted over all ranks
-        check_labelled(n, "validation", self.label, self.modality)
-        shares = {"acc1": first / n, "acc5": five / n}
-        self.log_figures(pl_module, {name: shares[name] for name in self.figures()})
+        self.check_labelled(int(self._made()[0].steps), "training")  # counted over all ranks
+        self.check_labelled(n, "validation")
+        self.log_figures(pl_module, self.accuracies(first, five, n))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._inputs is not None:
@@ -186,16 +171,6 @@ def count_right(scores: Tensor, classes: Tensor) -> Tensor:
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices
     hits = best == classes[:, None]  # none where the class is below 0
     return torch.stack([hits[:, :1].sum(), hits.sum(), (classes >= 0).sum()])
-
-
-def check_labelled(count: int, split: str, label: str | None, modality: str) -> None:
-    """Refuse a split without a sample to probe.
-
-    Raises:
-        MmrepError: If there is none. ``count`` is of all ranks, which stop together.
-    """
-    if not count:
-        raise MmrepError(f"no {split} sample has '{modality}' and a class in the label '{label}'", fix=ONE_CLASS)
 
 
 def _label_of(data: Any, label: str | None) -> tuple[str, list[str]]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
-from mmrep.callbacks.evaluation import VALIDATING, EvaluationCallback, run_data
+from mmrep.callbacks.evaluation import VALIDATING, EvaluationCallback, run_cache, run_data, stop_point
+from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError, check_choice
 from mmrep.evaluation.retrieval import Direction, all_directions
 from mmrep.evaluation.sources import Source, check_split, class_task, open_source, retrieval_encoders
-from mmrep.evaluation.zero_shot import Split, check_classification, zero_shot_classification, zero_shot_retrieval
+from mmrep.evaluation.zero_shot import (
+    EMBEDDING,
+    Split,
+    check_classification,
+    zero_shot_classification,
+    zero_shot_retrieval,
+)
 from mmrep.model import MultimodalModel
 
 TASKS = ("classification", "retrieval")
@@ -82,6 +90,7 @@ class ZeroShotEvaluation(EvaluationCallback):
             "label": label, "templates": templates, "classnames": classnames, "language": language
         }  # fmt: skip
         self._figures: list[str] = []
+        self._cache: ShardCache | None = None
 
     def figures(self) -> list[str]:
         return self._figures
@@ -91,7 +100,8 @@ class ZeroShotEvaluation(EvaluationCallback):
         if stage not in VALIDATING:
             return
         self.data = self.data or run_data(trainer, type(self).__name__)
-        source, model = open_source(self.data), pl_module.model
+        self._cache = run_cache(trainer)
+        source, model = open_source(self.data, self._cache), pl_module.model
         assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
         check_split(source, self.split)
         if self.task == "classification":
@@ -115,17 +125,25 @@ class ZeroShotEvaluation(EvaluationCallback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.due(trainer):
-            self.log_figures(pl_module, self.evaluate(pl_module.model))  # type: ignore[arg-type]  # of a ContrastiveModule
+            model = pl_module.model
+            assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
+            self.log_figures(pl_module, self.evaluate(model, stop_point(trainer, pl_module)))
 
-    def evaluate(self, model: MultimodalModel) -> dict[str, float]:
+    def evaluate(self, model: MultimodalModel, between: Callable[[], None] = lambda: None) -> dict[str, float]:
         """The figures by name, without those that do not exist. A collective: every rank calls it.
 
         Args:
             model: In evaluation mode afterwards.
+            between: Called after each batch that was embedded, equally often on all ranks.
         """
         assert self.data is not None, "known since it was set up"
-        source = open_source(self.data)
-        split = Split(source, self.split, self.batch_size, self.num_workers)
+
+        @contextmanager
+        def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+            yield lambda count: between() if title == EMBEDDING else None  # ranks may have unequally many prompts
+
+        source = open_source(self.data, self._cache)
+        split = Split(source, self.split, self.batch_size, self.num_workers, progress, self._cache)
         names = {"image": self.modality, "text": self.text_modality}
         if self.task == "retrieval":
             directions, _ = zero_shot_retrieval(model, split, self._directions(source, model), **names)

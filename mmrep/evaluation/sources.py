@@ -10,6 +10,7 @@ from mmrep.batch import Batch
 from mmrep.data.dataset import Preprocessor, ShardDataset, make_loader
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
+from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError
 from mmrep.evaluation.clip_benchmark import (
     LABEL,
@@ -26,13 +27,13 @@ from mmrep.evaluation.templates import TEMPLATES
 Source = Index | ClipBenchmark
 
 
-def open_source(data: Path | str) -> Source:
-    """The index of a folder or URL, or a folder of CLIP_benchmark's.
+def open_source(data: Path | str, cache: ShardCache | None = None) -> Source:
+    """The index of a folder or URL, which is kept in ``cache``, or a folder of CLIP_benchmark's.
 
     Raises:
         MmrepError: If it is neither, or broken.
     """
-    return ClipBenchmark.load(data) if ClipBenchmark.found_in(data) else Index.load(data)
+    return ClipBenchmark.load(data) if ClipBenchmark.found_in(data) else Index.load(data, cache)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def open_split(
     num_workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    cache: ShardCache | None = None,
 ) -> EvaluationLoader:
     """Every sample of a split once, shared by the ranks.
 
@@ -63,6 +65,7 @@ def open_split(
         num_workers: Loader processes.
         rank: Of this process.
         world: Number of processes.
+        cache: Where remote shards are kept.
 
     Raises:
         MmrepError: If the split is missing, or a modality does not fit.
@@ -72,7 +75,7 @@ def open_split(
         theirs = ClipBenchmarkDataset(source, split, encoders, together)
         loader = clip_benchmark_loader(theirs, num_workers=num_workers, rank=rank, world=world)
         return EvaluationLoader(loader, len(theirs))
-    ours = ShardDataset(Samples(source, split), encoders, global_batch_size=together)
+    ours = ShardDataset(Samples(source, split, cache), encoders, global_batch_size=together)
     loader = make_loader(ours, encoders, num_workers=num_workers, rank=rank, world=world)
     return EvaluationLoader(loader, len(ours))
 

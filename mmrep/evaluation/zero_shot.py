@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mmrep.data.dataset import Preprocessor
+from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError, did_you_mean
 from mmrep.evaluation.classification import class_embeddings, classify
 from mmrep.evaluation.embeddings import Embeddings, embed_loader
@@ -20,6 +21,9 @@ from mmrep.ops.gather import rank, world_size
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """From a title and a number of steps to a context whose value advances the bar: `mmrep.progress.progress`."""
+
+EMBEDDING = "embedding"
+"""Title of the progress of a split's samples."""
 
 
 @contextmanager
@@ -38,6 +42,7 @@ class Split:
         batch_size: Samples embedded at once by each rank.
         num_workers: Loader processes of each rank.
         progress: Shows how far it is.
+        cache: Where remote shards are kept.
     """
 
     source: Source
@@ -45,12 +50,15 @@ class Split:
     batch_size: int = 256
     num_workers: int = 0
     progress: Progress = quiet
+    cache: ShardCache | None = None
 
     def embed(self, model: MultimodalModel, encoders: Mapping[str, Preprocessor]) -> Embeddings:
         """The embeddings of this rank's samples, on the model's device."""
         sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
-        loader = open_split(self.source, self.name, encoders, **sizes, rank=rank(), world=world_size())
-        with self.progress("embedding", loader.samples) as advance:
+        loader = open_split(
+            self.source, self.name, encoders, **sizes, rank=rank(), world=world_size(), cache=self.cache
+        )
+        with self.progress(EMBEDDING, loader.samples) as advance:
             embeddings = embed_loader(model, loader.batches, advance=advance)
         return embeddings.to(next(model.parameters()).device)
 

@@ -20,6 +20,7 @@ class PendingValidation(Callback):
     """
 
     def __init__(self) -> None:
+        self._evaluating = False
         self._max_steps: int | None = None  # of a run of which nothing but the last validation is to come
 
     def on_load_checkpoint(
@@ -31,13 +32,18 @@ class PendingValidation(Callback):
         self._max_steps = trainer.max_steps if last and validation == NOT_BEGUN else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Enter the loops although ``max_steps`` are done, where Lightning would end; they train nothing before the validation."""
+        """Enter the loops although ``max_steps`` are done; they train nothing before the validation."""
         if self._max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps = sys.maxsize
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._evaluating = True
         if self._max_steps is not None and not trainer.sanity_checking:
             trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After the callbacks that evaluate here, which come before this one."""
+        self._evaluating = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -45,7 +51,7 @@ class PendingValidation(Callback):
         if trainer.sanity_checking or "loops" not in checkpoint:
             return
         loop = trainer.fit_loop.epoch_loop
-        if not (_running(loop.val_loop) if trainer.validating else _due(loop, trainer)):
+        if not (self._evaluating if trainer.validating else _due(loop, trainer)):
             return
         fit = checkpoint["loops"]["fit_loop"]
         batches = fit["epoch_loop.batch_progress"]
@@ -56,12 +62,6 @@ class PendingValidation(Callback):
             "current": dict(NOT_BEGUN),
             "is_last_batch": False,
         }
-
-
-def _running(validation: Any) -> bool:
-    """Whether some of its batches are still to come, the one at hand included."""
-    progress = validation.batch_progress
-    return not (progress.is_last_batch and progress.current.completed == progress.current.ready)
 
 
 def _due(loop: Any, trainer: pl.Trainer) -> bool:

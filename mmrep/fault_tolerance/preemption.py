@@ -129,6 +129,12 @@ class Preemption(Callback):
                     callback.on_validation_epoch_end(trainer, pl_module)
             self._leave(trainer, pl_module)
 
+    def between_batches(self, trainer: pl.Trainer, pl_module: ContrastiveModule) -> None:
+        """The same in an evaluation of a callback's own: a collective, called by every rank at the same batches."""
+        asked = torch.tensor(int(self.signals.asked()), device=trainer.strategy.root_device)
+        if trainer.state.fn == "fit" and int(sum_over_ranks(asked)):
+            self._leave(trainer, pl_module)
+
     def _leave(self, trainer: pl.Trainer, module: ContrastiveModule) -> None:
         if trainer.global_step == self._first_step:
             raise PreemptedError(told("before the first step", None))

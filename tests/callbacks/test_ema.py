@@ -168,6 +168,35 @@ def test_evaluation_takes_the_averages_and_training_needs_the_callback(tiny_shar
         trainer(tmp_path, 1).fit(module(), data(tiny_shards), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
 
 
+class Unfreeze(pl.Callback):
+    """Trains all from an epoch on."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            for parameter in pl_module.parameters():
+                parameter.requires_grad_(True)
+            known = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+            trainer.optimizers[0].param_groups[0]["params"] += [p for p in pl_module.parameters() if id(p) not in known]
+
+
+def test_what_is_unfrozen_is_averaged_from_then_on(tiny_shards: Path, tmp_path: Path) -> None:
+    ema, trace, trained = EMA(0.7), Trace(), module(freeze=["text"])
+    run = trainer(tmp_path, 2, ema, Unfreeze(), trace)
+    run.fit(trained, data(tiny_shards))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    name = "model.encoders.text.head.weight"
+    one, two, three = (step[name] for step in trace.steps[3:6])  # its average begins as the first weight
+    kept = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    expected = 0.7 * (0.7 * one + 0.3 * two) + 0.3 * three
+    assert torch.allclose(kept["state_dict"][name].double(), expected, rtol=1e-5)
+    assert torch.equal(kept["current_model_state"][name].double(), three) and not torch.equal(one, three)
+    again, frozen = EMA(0.7), module(freeze=["text"])
+    again.setup(run, frozen, "fit")
+    again.on_load_checkpoint(run, frozen, kept)
+    states = again.averages.states(frozen.state_dict())  # type: ignore[union-attr]  # made
+    assert same(states[0], kept["state_dict"]) and same(states[1], kept["current_model_state"])
+
+
 def test_averages_may_begin_with_a_checkpoint_that_has_none(tiny_shards: Path, tmp_path: Path) -> None:
     trainer(tmp_path, 2, SaveAt(tmp_path / "a.ckpt", step=5)).fit(module(), data(tiny_shards))
     kept, ema, seen = torch.load(tmp_path / "a.ckpt", weights_only=True), EMA(0.5), Trace()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,43 @@ def stopped_at(rank: int, world: int, shards: Path, folder: Path) -> tuple[int, 
 def test_two_ranks_stop_at_the_same_epoch(tiny_shards: Path, tmp_path: Path, pool2: GlooPool) -> None:
     found = pool2.run(stopped_at, [(rank, 2, tiny_shards, tmp_path) for rank in range(2)], timeout=120)
     assert found == [(4, 12, {1, 2})] * 2
+
+
+@pytest.mark.parametrize(("interval", "choices"), [(1.0, [3, 6, 9]), (2, [2, 5, 8])])
+def test_by_steps_the_last_is_written_and_the_best_chosen_by_new_figures(
+    interval: Any, choices: list[int], tiny_shards: Path, tmp_path: Path
+) -> None:
+    """Lightning would choose step 4 by the figure of step 3, and write nothing before it."""
+    values = [0.1, 0.9, 0.3]
+    chosen = MonitoredCheckpoint(
+        tmp_path / "c",
+        monitor="eval/scripted/acc1",
+        mode="max",
+        every_n_train_steps=2,
+        save_top_k=-1,
+        save_last=True,
+        filename="step={step}",
+        auto_insert_metric_name=False,
+    )
+    lasts: list[int] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            path = tmp_path / "c" / "last.ckpt"
+            lasts.append(torch.load(path, weights_only=True)["global_step"] if path.exists() else 0)
+
+    run = trainer(tmp_path, 3, Scripted(values), Look(), chosen, val_check_interval=interval)
+    run.fit(module(), data(tiny_shards))
+    found = {int(Path(path).stem.split("=")[1]): float(value) for path, value in chosen.best_k_models.items()}
+    assert found == pytest.approx(dict(zip(choices, values, strict=True)))
+    assert lasts == ([0, 0, 2, 3, 4, 4, 6, 6, 8] if interval == 1.0 else [0, 0, 2, 2, 4, 5, 6, 6, 8])
+    for option, name in (
+        ({"train_time_interval": timedelta(minutes=1)}, "train_time"),
+        ({"every_n_train_steps": 2}, "last"),
+    ):
+        wrong = MonitoredCheckpoint(tmp_path, monitor="val/loss", save_last="link", **option)
+        with pytest.raises(ConfigError, match=name):
+            trainer(tmp_path, 1, wrong).fit(module(), data(tiny_shards))
 
 
 def knn(**options: Any) -> KNNProbe:

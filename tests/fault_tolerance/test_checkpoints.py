@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,25 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mmrep.callbacks import KNNProbe
 from mmrep.cli import main
 from mmrep.cli.resume import newest_intact
 from mmrep.errors import CheckpointError
+from mmrep.evaluation.curves import read_curves
 from mmrep.fault_tolerance.watchdog import Watchdog
 from mmrep.files import set_aside
-from tests.fault_tolerance.running import fill, fit, newest_step, small_disk, weights, write_config
-from tests.launched import at
+from tests.fault_tolerance.running import (
+    assert_same,
+    both,
+    fill,
+    fit,
+    impatient,
+    newest_step,
+    small_disk,
+    weights,
+    write_config,
+)
+from tests.launched import at, calling
 
 
 def averaged(folder: Path, shards: Path, **more: Any) -> list[str]:
@@ -137,6 +153,56 @@ def test_an_own_checkpoint_callback_leaves_the_monitors_choice(
     write_config(tmp_path, tiny_shards, trainer__callbacks=[own], trainer__max_epochs=1, trainer__devices=1)
     words = ["fit", "--config", str(tmp_path / "config.yaml"), "--checkpoint.monitor", "val/loss"]
     assert main(words) == 0 and "(best checkpoint)" in capsys.readouterr().out
+
+
+def test_an_error_of_one_rank_is_told_although_a_checkpoint_is_asked_for(tiny_shards: Path, tmp_path: Path) -> None:
+    """A checkpoint is written by all ranks together."""
+
+    def fail() -> None:
+        raise ValueError("no such colour")
+
+    write_config(tmp_path, tiny_shards, checkpoint__save_on_exception=True)
+    begun = time.monotonic()
+    ranks = fit(tmp_path, "--hang_after", "60", before=[impatient, both(impatient, calling("start", 5, fail))])
+    assert ranks.codes == [2, 1] and time.monotonic() - begun < 45, ranks.text()
+    assert "mmrep: error: rank 1 failed (ValueError: no such colour); the same command" in ranks.errors(0)[0]
+
+
+@pytest.mark.slow
+def test_processes_that_pickle_their_start(tiny_shards: Path, tmp_path: Path) -> None:
+    write_config(tmp_path, tiny_shards, trainer__devices=2, trainer__max_epochs=1, trainer__strategy="ddp_spawn")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    words = [sys.executable, "-m", "mmrep", "fit", "--config", str(tmp_path / "config.yaml")]
+    subprocess.run(words, env=environment, check=True, timeout=240)
+    assert weights(tmp_path)
+
+
+def test_a_signal_in_a_callbacks_evaluation_does_not_wait_for_its_end(tiny_shards: Path, tmp_path: Path) -> None:
+    """It comes to one of two ranks, in the first of several batches; the evaluation begins anew when the run goes on."""
+    probe = {"class_path": "mmrep.callbacks.KNNProbe", "init_args": {"modality": "image", "batch_size": 4}}
+    options = {"trainer__log_every_n_steps": 1, "trainer__max_epochs": 2}
+    for name in ("whole", "stopped"):
+        config = yaml.safe_load(write_config(tmp_path / name, tiny_shards, **options).read_text())
+        config["trainer"]["callbacks"].append(probe)
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def signalled() -> None:
+        evaluate = KNNProbe.evaluate
+
+        def stopped(self: KNNProbe, *arguments: Any) -> dict[str, float]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            evaluate(self, *arguments)
+            raise AssertionError("the evaluation went on to its end")
+
+        KNNProbe.evaluate = stopped  # type: ignore[assignment, method-assign]  # in a process of its own
+
+    assert fit(tmp_path / "whole").codes == [0, 0]
+    ranks = fit(tmp_path / "stopped", before=[None, signalled])
+    assert ranks.codes == [0, 0] and "mmrep: stopped after step 6" in ranks.text(0), ranks.text()
+    assert fit(tmp_path / "stopped", "--resume", "auto").codes == [0, 0]
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    found, expected = (read_curves(tmp_path / name / "runs" / "run") for name in ("stopped", "whole"))
+    assert found["eval/knn_image/acc1"] == expected["eval/knn_image/acc1"]
 
 
 def test_the_watchdog_goes_into_other_processes() -> None:
