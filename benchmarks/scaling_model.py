@@ -165,7 +165,7 @@ def swav(shape: Shape) -> LossCost:
     """Each view predicts the codes of the other modalities' views: no row travels, but Sinkhorn's masses do."""
     n, d, k, views = shape.rows, shape.width, shape.prototypes, shape.modalities * shape.views
     flops = _products(3, n * views, k, d) + 2 * 2 * n * views * views * k + SINKHORN * 2 * 2 * n * views * k
-    masses = SINKHORN * shape.others * shape.gpus * views * k * FP32  # every rank's, of every view
+    masses = SINKHORN * 2 * 2 * shape.others * views * k * FP32  # of every view, a maximum and a sum over the ranks
     counts = 2 * shape.others * ((views * views + views) * 8 + (k + 4) * FP32)
     return LossCost(flops, 0.0, 0.0, masses + counts, 6 * FP32 * n * views * k)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmrep.ops.gather import gather_stacked
+from mmrep.ops.gather import logsumexp_over_ranks
 from mmrep.ops.multilinear import in_fp32
 
 SAFE_RANGE = 50.0
@@ -27,7 +27,7 @@ def sinkhorn(
     by the number of rows, which goes wrong as soon as ranks have unequal numbers of them, is not needed: it cancels. The
     matrix stays as it is, and two vectors of scales are found (Cuturi 2013), by products with exponentials where the range
     of this rank's logits allows it, and else by log-sum-exps, so that no ``epsilon`` overflows. The ranks exchange logarithms
-    in either case, one collective an iteration, of A x K numbers.
+    in either case, a maximum and a sum an iteration, of A x K numbers each.
 
     Args:
         scores: ``[A, n, K]``, this rank's rows against K prototypes; ``n`` may differ between ranks, and be 0.
@@ -113,7 +113,8 @@ def _shares(masses: Tensor, groups: Sequence[int] | None) -> Tensor:
 
     0 where a group has no row at all, so that nothing becomes NaN.
     """
-    masses = gather_stacked(masses).logsumexp(dim=0)
+    (together,) = logsumexp_over_ranks([masses.flatten()])
+    masses = together.view_as(masses)
     if groups is not None:
         number = torch.tensor(groups, device=masses.device)
         masses = torch.stack([masses[number == group].logsumexp(dim=0) for group in groups])

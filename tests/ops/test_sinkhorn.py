@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.traffic import Traffic
 from mmrep.ops import sinkhorn as module
+from mmrep.ops.gather import gather_stacked
 from mmrep.ops.sinkhorn import SAFE_RANGE, sinkhorn
 from tests.gloo_pool import GlooPool
 
@@ -107,6 +109,31 @@ def test_views_are_balanced_each_or_in_groups() -> None:
     together = codes_of(torch.cat([views[0], views[2]]))
     assert torch.allclose(torch.cat([grouped[0], grouped[2]]), together, atol=1e-14)
     assert torch.allclose(grouped[1], codes_of(views[1]), atol=1e-14)
+
+
+def shares_of(rank: int, masses: Tensor, groups: list[int] | None) -> tuple[Tensor, Tensor, float]:
+    """As they are, as log-sum-exps of what a gather brings, and the bytes that this rank sends for the first."""
+    traffic = Traffic()
+    with traffic.counted():
+        found = module._shares(masses[rank], groups)
+    gathered = gather_stacked(masses[rank]).logsumexp(dim=0)
+    if groups is not None:
+        number = torch.tensor(groups)
+        gathered = torch.stack([gathered[number == group].logsumexp(dim=0) for group in groups])
+    return found, -gathered.masked_fill(gathered == -torch.inf, 0.0), traffic.sent
+
+
+@pytest.mark.parametrize("groups", [None, [0, 1, 0]])
+def test_shares_over_ranks_are_those_of_a_gather_at_bytes_that_do_not_grow_with_the_ranks(
+    groups: list[int] | None, pool2: GlooPool, pool4: GlooPool
+) -> None:
+    for pool in (pool2, pool4):
+        masses = 300 * scores_of(pool.world * 3, 7).view(pool.world, 3, 7)  # beyond what exponentials bear
+        masses[0, 1], masses[:, 2, 3] = -torch.inf, -torch.inf  # no row on a rank, none on any
+        for found, gathered, sent in pool.run(shares_of, [(rank, masses, groups) for rank in range(pool.world)]):
+            assert torch.allclose(found, gathered, rtol=1e-12, atol=1e-12) and bool(found.isfinite().all())
+            assert sent == 2 * 2 * (pool.world - 1) / pool.world * 3 * 7 * 8
+    assert not module._shares(torch.full((2, 3), -torch.inf), None).any()
 
 
 def share(scores: Tensor, valid: Tensor, groups: list[int] | None) -> Tensor:
