@@ -31,7 +31,10 @@ RESULT = Path("benchmarks/results/soak.json")
 WARM_UP = 0.3
 """Share of the steps after which nothing may grow: allocators, caches and lazy imports have then what they need."""
 MOST_GROWTH = 8e6
-"""Bytes that memory may grow by per rank, from warm-up to end, on the straight line through the notes."""
+"""Bytes that memory may grow by per rank, from warm-up to end: what it grows by in a typical window, times their number."""
+WINDOWS = 10
+"""A window may jump, once for each process: a full garbage collection writes to every object, and so copies at one time what a
+fork had left to several processes."""
 Note = dict[str, int]
 
 
@@ -87,7 +90,9 @@ def growth(notes: Sequence[Note], steps: int) -> dict[str, Any]:
     """What grew from the warm-up to the end, and what of it is too much."""
     late = [note for note in notes if note["step"] >= WARM_UP * steps]
     at = np.array([note["step"] for note in late], dtype=float)
-    memory = float(np.polyfit(at, [note["memory"] for note in late], 1)[0]) * (at[-1] - at[0])
+    held = [np.median([note["memory"] for note in part]) for part in np.array_split(np.array(late), WINDOWS)]
+    steps_up = np.diff(held)
+    memory, jumps = float(np.median(steps_up)) * WINDOWS, [round(up) for up in steps_up if up > MOST_GROWTH]
     files = max(note["files"] for note in late[len(late) // 2 :]) - max(
         note["files"] for note in late[: len(late) // 2]
     )
@@ -95,9 +100,16 @@ def growth(notes: Sequence[Note], steps: int) -> dict[str, Any]:
     halves = np.diff(np.interp([at[0], (at[0] + at[-1]) / 2, at[-1]], at, written))
     bend = float(halves[1] / halves[0]) if halves[0] else 1.0
     faults = [f"memory grew by {memory / 1e6:.1f} MB"] if memory > MOST_GROWTH else []
+    faults += [f"memory jumped {len(jumps)} times"] if len(jumps) > late[-1]["processes"] else []
     faults += [f"{files} more files are open"] if files > 0 else []
     faults += [f"metrics.csv grew {bend:.2f} times as much in the second half"] if bend > 1.1 else []
-    return {"memory_bytes": round(memory), "files": files, "metrics_second_half": round(bend, 3), "faults": faults}
+    return {
+        "memory_bytes": round(memory),
+        "jumps_bytes": jumps,
+        "files": files,
+        "metrics_second_half": round(bend, 3),
+        "faults": faults,
+    }
 
 
 def config(folder: Path, ranks: int, steps: int) -> dict[str, Any]:
@@ -139,7 +151,8 @@ def show(run: dict[str, Any]) -> None:
         print(f"{note['step']:8} {note['memory'] / 1e6:10.1f} {note['files']:11} {note['metrics'] / 1e3:15.1f}")
     for number, rank in enumerate(run["growth"]):
         print(
-            f"rank {number}, after {WARM_UP:.0%} of the steps: memory {rank['memory_bytes'] / 1e6:+.2f} MB,"
+            f"rank {number}, after {WARM_UP:.0%} of the steps: memory {rank['memory_bytes'] / 1e6:+.2f} MB"
+            f" and jumps of {[round(jump / 1e6) for jump in rank['jumps_bytes']]} MB,"
             f" open files {rank['files']:+d}, metrics.csv second half / first half {rank['metrics_second_half']}"
         )
     print("; ".join(run["faults"]) or "flat, and nothing said twice")

@@ -25,7 +25,8 @@ def notes(**slopes: float) -> list[dict[str, int]]:
     grows = {"memory": 0.0, "files": 0.0, "metrics": 50.0, **slopes}
     base = {"memory": 1e8, "files": 50, "metrics": 0}
     return [
-        {"step": step, **{name: int(base[name] + grows[name] * step) for name in base}} for step in range(25, 5001, 25)
+        {"step": step, "processes": 3, **{name: int(base[name] + grows[name] * step) for name in base}}
+        for step in range(25, 5001, 25)
     ]
 
 
@@ -47,6 +48,19 @@ def test_growth_after_the_warm_up_is_a_fault(slopes: dict[str, float], fault: st
 def test_what_grows_in_the_warm_up_alone_is_none() -> None:
     early = [{**note, "memory": note["memory"] + min(note["step"], 1400) * 10**5} for note in notes()]
     assert growth(early, 5000)["faults"] == []
+
+
+def test_a_jump_for_each_process_is_none_and_more_are() -> None:
+    def jumping(*places: int) -> dict[str, Any]:
+        return growth(
+            [{**note, "memory": note["memory"] + 10**8 * sum(note["step"] > p for p in places)} for note in notes()],
+            5000,
+        )
+
+    once = jumping(2000, 3000, 4000)
+    assert once["faults"] == [] and once["jumps_bytes"] == [10**8] * 3
+    assert jumping(2000, 2600, 3200, 3800)["faults"] == ["memory jumped 4 times"]
+    assert "memory grew" in jumping(*range(1600, 5000, 300))["faults"][0]
 
 
 def test_a_table_that_grows_faster_and_faster_is_a_fault() -> None:
