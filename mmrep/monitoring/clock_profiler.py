@@ -51,7 +51,7 @@ class ClockProfiler(Profiler):
         self._leave(action_name)
         self.inner.stop(action_name)
 
-    def profile(self, action_name: str) -> AbstractContextManager[Any]:
+    def profile(self, action_name: str) -> Any:
         """The other's own, which may do more than to start and to stop."""
         theirs: AbstractContextManager[Any] = self.inner.profile(action_name)
         return self._marked(action_name, theirs) if _last_word(action_name) in MARKED else theirs

@@ -196,11 +196,11 @@ class Costed(Throughput):
 
     def timed(self, function: Any) -> Any:
         def call(*args: Any, **options: Any) -> Any:
-            start, before = time.perf_counter(), self.cost
+            start, before = time.thread_time(), self.cost
             try:
                 return function(*args, **options)
             finally:
-                self.cost = before + time.perf_counter() - start  # what it calls is in it
+                self.cost = before + time.thread_time() - start  # what it calls is in it
 
         return call
 
