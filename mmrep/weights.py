@@ -24,14 +24,18 @@ CONVERT = (
 )
 
 
-def read_torch_file(path: Path | str) -> Any:
+def read_torch_file(path: Path | str, *, mapped: bool = False) -> Any:
     """What ``torch.save`` wrote: tensors and plain data.
+
+    Args:
+        path: Of the file.
+        mapped: Whether tensors stay on the disk until they are used: for a look at the rest.
 
     Raises:
         CheckpointError: If it is damaged, or holds other objects: unpickling those would run code of the file's choice.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise CheckpointError("no such file", where=path) from error
     except pickle.UnpicklingError as error:

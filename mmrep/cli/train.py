@@ -205,7 +205,7 @@ class TrainCLI(LightningCLI):
         """Find out that a run cannot start before it writes anything, or removes an earlier run."""
         options: Namespace = self.config[self.subcommand]
         if options.ckpt_path:
-            self.model.check_checkpoint(read_checkpoint(options.ckpt_path), options.ckpt_path)
+            self.model.check_checkpoint(read_checkpoint(options.ckpt_path, mapped=True), options.ckpt_path)
         self.datamodule.check(self.model.model.by_modality, str(self.subcommand))
         self._meeting.all_ready(options.hang_after)
         if self.subcommand == "fit" and self.run_folder is not None:

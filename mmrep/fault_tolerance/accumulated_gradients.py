@@ -17,7 +17,8 @@ class AccumulatedGradients(Callback):
     """Saves and restores what ``accumulate_grad_batches`` has gathered of a step.
 
     Such a checkpoint is written where a validation ends inside a step, or by hand. Each rank holds the gradients of its own
-    samples until the last part; their mean is kept, which gives the same step on any number of ranks.
+    samples until the last part; their mean is kept, which gives the same step on any number of ranks. With one
+    rank it is the same bit by bit, with several to rounding: the parts are summed over the ranks in another order.
     """
 
     def __init__(self) -> None:

@@ -129,7 +129,7 @@ class Preemption(Callback):
                     callback.on_validation_epoch_end(trainer, pl_module)
             self._leave(trainer, pl_module)
 
-    def between_batches(self, trainer: pl.Trainer, pl_module: ContrastiveModule) -> None:
+    def between_batches(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """The same in an evaluation of a callback's own: a collective, called by every rank at the same batches."""
         asked = torch.tensor(int(self.signals.asked()), device=trainer.strategy.root_device)
         if trainer.state.fn == "fit" and int(sum_over_ranks(asked)):

@@ -125,13 +125,13 @@ def _stated(path: Path, config: str | Path | Mapping[str, Any]) -> Any:
     return find_source(content["model_cfg"], str(path), content["preprocess_cfg"])
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a Lightning checkpoint without running anything in it.
+def read_checkpoint(path: Path | str, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a Lightning checkpoint without running anything in it; ``mapped`` is `read_torch_file`'s.
 
     Raises:
         CheckpointError: If it is damaged, holds more than tensors and plain data, or is not mmrep's.
     """
-    checkpoint = read_torch_file(path)
+    checkpoint = read_torch_file(path, mapped=mapped)
     if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint or "state_dict" not in checkpoint:
         bare = isinstance(checkpoint, dict) and "state_dict" not in checkpoint and len(checkpoint) > 0
         fix = f"bare weights need their config: mmrep.load(FILE, config='{CONFIG_FILE}')" if bare else None

@@ -34,7 +34,7 @@ from tests.fault_tolerance.running import (
     weights,
     write_config,
 )
-from tests.launched import at, calling
+from tests.launched import at, calling, read
 
 
 def averaged(folder: Path, shards: Path, **more: Any) -> list[str]:
@@ -203,6 +203,28 @@ def test_a_signal_in_a_callbacks_evaluation_does_not_wait_for_its_end(tiny_shard
     assert_same(tmp_path / "stopped", tmp_path / "whole")
     found, expected = (read_curves(tmp_path / name / "runs" / "run") for name in ("stopped", "whole"))
     assert found["eval/knn_image/acc1"] == expected["eval/knn_image/acc1"]
+
+
+def test_an_accumulated_step_of_two_ranks_goes_on_to_rounding(tiny_shards: Path, tmp_path: Path) -> None:
+    """Adam makes steps of any gradient, so that its mean of gradients is compared, after the step that was stopped in."""
+    options = {"trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 3, "trainer__max_steps": 5}
+    for name in ("whole", "stopped"):
+        write_config(tmp_path / name, tiny_shards, **options, checkpoint__every_n_train_steps=1)
+    assert fit(tmp_path / "whole").codes == [0, 0]
+    ranks = fit(tmp_path / "stopped", before=[None, at("validation", 4, signal.SIGTERM)])
+    assert ranks.codes == [0, 0] and newest_step(tmp_path / "stopped") == 4, ranks.text()
+    checkpoints = tmp_path / "stopped" / "runs" / "run" / "checkpoints"
+    assert torch.load(checkpoints / "stopped.ckpt", weights_only=True)["mmrep_accumulated_gradients"]
+    assert fit(tmp_path / "stopped", "--resume", "auto").codes == [0, 0]
+    assert read(tmp_path / "stopped" / "seen") == read(tmp_path / "whole" / "seen")
+    last, expected = (
+        torch.load(tmp_path / name / "runs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("stopped", "whole")
+    )
+    assert last["global_step"] == expected["global_step"] == 5
+    for number, state in expected["optimizer_states"][0]["state"].items():
+        found, wanted = last["optimizer_states"][0]["state"][number]["exp_avg"], state["exp_avg"]
+        assert float((found - wanted).norm()) <= 1e-5 * float(wanted.norm()) + 1e-7, number
 
 
 def test_the_watchdog_goes_into_other_processes() -> None:
