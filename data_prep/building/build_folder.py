@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
@@ -69,7 +70,11 @@ class BuildFolder:
         Of the output folder only what its index.json names is removed. That file stays until the new one takes its place:
         after a kill in between, the same command goes on.
 
+        Raises:
+            DataError: If a file of others has the name of a new shard; what was built is kept.
         """
+        if self.out.exists() and any(self.out.iterdir()):
+            self._check_names()
         for left in self.path.glob("*.part"):  # of processes that were killed
             left.unlink()
         shutil.rmtree(self.work)
@@ -81,6 +86,18 @@ class BuildFolder:
             path.replace(self.out / path.name)
         self.path.rmdir()
 
+    def _check_names(self) -> None:
+        """A replacement that was killed half-way leaves new shards, which are like ours."""
+        earlier = _indexed(self.out)
+        for new in sorted(self.path.glob("*.tar")):
+            there = self.out / new.name
+            if there.exists() and there not in earlier and not filecmp.cmp(new, there, shallow=False):
+                raise DataError(
+                    "a file of others has the name of a new shard",
+                    where=there,
+                    fix="move it away, and run the same again",
+                )
+
     def remove(self) -> None:
         """Give up what was built."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -90,16 +107,16 @@ class BuildFolder:
         if before == request:
             return
         if before is not None and not self.overwrite:
-            differing = next(name for name in request if before.get(name) != request[name])
+            differing = next((name for name in request if before.get(name) != request[name]), "command")
             raise DataError(
                 f"an interrupted run was asked for something else (another {differing})",
                 where=self.path,
                 fix="run it again as it was, or --overwrite to begin anew, or remove the folder",
             )
         ours = before is not None or (self.path / INDEX).is_file()
-        shutil.rmtree(self.work, ignore_errors=True)
         if ours:
             _remove_build(self.path)
+        shutil.rmtree(self.work, ignore_errors=True)  # last: it says that the rest is ours
         if any(self.path.iterdir()):
             raise DataError("the folder to build in holds files of others", where=self.path, fix="move them away")
         self.work.mkdir()
@@ -132,6 +149,10 @@ def _locked(folder: Path) -> Iterator[None]:
                         "another run is building here", where=folder, fix="wait for it, or give another --out"
                     ) from None
                 time.sleep(0.1)
+        if not folder.exists() or not os.path.samestat(
+            folder.stat(), os.fstat(descriptor)
+        ):  # the other has put it in place meanwhile
+            raise DataError("another run has just ended here", where=folder, fix="look at what it left")
         yield
     finally:
         os.close(descriptor)

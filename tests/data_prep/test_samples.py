@@ -175,6 +175,17 @@ def test_two_runs_do_not_write_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert ended(process) == 0 and len(Samples(Index.load(out), "train")) == 40
 
 
+def test_who_waited_for_a_run_that_ended_is_told(tmp_path: Path) -> None:
+    """The folder that it waited for has become the result."""
+    out = tmp_path / "out"
+    process = forked(lambda: write_release(tagged("old", 0.02), out, shard_entries=10) and 0, tmp_path / "log")
+    while not list(tmp_path.glob("out.part/train-*.part*")):
+        time.sleep(0.01)
+    with pytest.raises(DataError, match="another run has just ended here"):
+        write_release(tagged("new", 0), out, overwrite=True)
+    assert ended(process) == 0 and len(Samples(Index.load(out), "train")) == 40
+
+
 def test_a_replacement_that_is_killed_half_way_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside files of the user the result is moved file by file."""
     out = tmp_path / "out"
@@ -198,6 +209,26 @@ def test_a_replacement_that_is_killed_half_way_is_done_again(tmp_path: Path, mon
     (out / "notes.txt").unlink()
     write_release(RELEASE, tmp_path / "whole", shard_entries=5)
     assert file_bytes(out) == file_bytes(tmp_path / "whole")
+
+
+def test_a_shard_of_others_is_not_replaced(tmp_path: Path) -> None:
+    """In a folder of ours, by a name that its index has not."""
+    out = tmp_path / "out"
+    write_release(RELEASE, out)
+    mine = put(out / "train-000001.tar", "mine")
+    before = file_bytes(out)
+    with pytest.raises(DataError, match="a file of others has the name of a new shard"):
+        write_release(RELEASE, out, shard_entries=5, overwrite=True)
+    assert file_bytes(out) == before
+    mine.rename(tmp_path / "away")
+    made: list[int] = []
+
+    def counting(split: str, number: int) -> Sequence[Members]:
+        made.append(number)
+        return make(split, number)
+
+    write_release(replace(RELEASE, make=counting), out, shard_entries=5, overwrite=True)
+    assert not made and len(json.loads((out / "index.json").read_text())["shards"]) == 3, "what was built is kept"
 
 
 @pytest.mark.parametrize("option", ["limit", "shard_entries", "workers"])
