@@ -25,7 +25,7 @@ from mmrep.losses import Loss, LossOutput
 from mmrep.model import MultimodalModel
 from mmrep.modules.freezing import depth_scales, freeze_parameters, keep_frozen_in_eval
 from mmrep.modules.gradient_caching import make_caching, refuse_changing_state, warn_of_accumulation
-from mmrep.modules.log_steps import is_log_step
+from mmrep.modules.logged import is_log_step, log_figures
 from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
 from mmrep.modules.preparation import check_backend, prepare_encoders
 from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
@@ -146,11 +146,9 @@ class ContrastiveModule(pl.LightningModule):
             raise LossError(
                 f"the loss is {float(whole.loss)} at step {self.global_step}", fix="lower model.init_args.lr"
             )
+        self._log("train", replace(whole, metrics={**whole.metrics, "faults": self._faults}), len(batch))
         if is_log_step(self.trainer, self.global_step + 1):
-            self._log("train", replace(whole, metrics={**whole.metrics, "faults": self._faults}), len(batch))
             self._log_geometry("train", rows, batch.present)
-        else:  # shown, and perhaps watched by a callback
-            self._log("train", LossOutput(whole.loss), len(batch))
         return output.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -253,17 +251,17 @@ class ContrastiveModule(pl.LightningModule):
     def _log(self, stage: str, output: LossOutput, size: int) -> None:
         """Log what is equal on all ranks: Lightning's own way over ranks costs two collectives a figure."""
         self.log(f"{stage}/loss", output.loss, prog_bar=True, batch_size=size)
-        for name, value in output.parts.items():
-            self.log(f"{stage}/loss/{name}", value, batch_size=size)
-        for name, value in output.metrics.items():
-            self.log(f"{stage}/{name}", value, batch_size=size)
+        parts = {f"{stage}/loss/{name}": value for name, value in output.parts.items()}
+        log_figures(
+            self, parts | {f"{stage}/{name}": value for name, value in output.metrics.items()}, size, begun=True
+        )
 
     def _log_geometry(self, stage: str, rows: dict[str, Tensor], present: dict[str, Tensor]) -> None:
         """Alignment, uniformity and modality gap of the global batch; a collective."""
         first = {name: (r if r.ndim == 2 else r[:, 0]).detach() for name, r in rows.items()}
         gathered = gather_embeddings(first, {name: present[name] for name in rows})
-        for name, value in geometry(gathered.rows, gathered.present).items():
-            self.log(f"{stage}/{name}", value, batch_size=1)
+        found = geometry(gathered.rows, gathered.present)
+        log_figures(self, {f"{stage}/{name}": value for name, value in found.items()}, begun=True)
 
     def _log_whole_split(self, stage: str) -> None:
         """Retrieval in every direction, each sample once, the queries shared by the ranks; and the geometry."""

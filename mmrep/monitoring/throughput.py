@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from mmrep.files import replacing
-from mmrep.modules.log_steps import is_log_step
+from mmrep.modules.logged import is_log_step, log_figures
 from mmrep.monitoring.clock_profiler import ClockProfiler
 from mmrep.monitoring.pace import Pace
 from mmrep.monitoring.throughput_report import peak_memory, throughput
@@ -150,9 +150,7 @@ class Throughput(pl.Callback):
             "learning_rate": self._learning_rate,
             "gradient_norm": self._gradient_norm,
         }
-        for name, value in figures.items():
-            if value is not None:
-                pl_module.log(f"train/{name}", value, on_step=True, on_epoch=False, batch_size=1)
+        log_figures(pl_module, {f"train/{name}": value for name, value in figures.items() if value is not None})
 
 
 def _everyones(trainer: pl.Trainer, own: int) -> int:

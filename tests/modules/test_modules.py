@@ -147,7 +147,6 @@ def test_every_run_logs_the_loss_and_how_embeddings_lie(tiny_shards: Path, tmp_p
 
 def test_swav_logs_the_health_of_its_clusters(tiny_shards: Path, tmp_path: Path) -> None:
     run = trainer(tmp_path)
-    run.log_every_n_steps = 1  # type: ignore[attr-defined]  # set by one of Lightning's connectors
     run.fit(
         SwAV(CROPS, num_prototypes=12, embed_dim=8),
         ShardDataModule(str(tiny_shards), global_batch_size=16, num_workers=0),
