@@ -91,8 +91,10 @@ def test_the_page_has_the_figures_of_the_result() -> None:
     ]
     page = (ROOT / "docs" / "multi_node.md").read_text()
     (alone,), ranks = (run["growth"] for run in runs)
-    assert f"| +{alone['memory_bytes'] / 1e6:.1f} MB of" in page
-    assert max(rank["memory_bytes"] for rank in ranks) < 1e5 and "below +0.1 MB" in page
+    once = "| {:+.1f} MB of 572 | {:+.0f} MB | 0 | 1.01 | nothing |"
+    assert once.format(alone["memory_bytes"] / 1e6, alone["jumps_bytes"][0] / 1e6) in page
+    most, jump = (max(rank[name] for rank in ranks) for name in ("memory_bytes", "jumps_bytes"))
+    assert f"| at most {most / 1e6:+.1f} MB of 439 | {jump[0] / 1e6:+.0f} MB | 0 |" in page
 
 
 def test_pages_that_a_fork_shares_are_counted_once() -> None:
