@@ -38,7 +38,7 @@ class Meeting:
     The others would wait for it in the making of the process group, for half an hour by default. Use it as a context; an error
     inside it, before `all_ready`, is told to the others. It costs a connection to the store at which the group is made.
 
-    Who first sees that all are ready, cannot start, or is told to stop, writes the outcome; all processes follow it.
+    Who first sees that all are ready, cannot start, is told to stop or has waited too long, writes the outcome; all follow it.
 
     Args:
         launch: Of this process; nothing happens where it is None or of one process alone.
@@ -84,12 +84,14 @@ class Meeting:
         while not self._store.check([OUTCOME]):
             ready = self._store.add(READY, 0)
             if ready == launch.world or self._stopped():
-                self._store.compare_set(OUTCOME, "", GO if ready == launch.world else STOP)
+                self._settle(GO if ready == launch.world else STOP)
                 continue
             waited, who = time.monotonic() - began, f"{ready} of {launch.world} processes started"
-            if waited > seconds:
+            late = f"{who} within {seconds:g} s"
+            if waited > seconds and self._settle(late) == late:
+                self._store.add(HEARD, 1)
                 raise StartError(
-                    f"{who} within {seconds:g} s",
+                    late,
                     fix=f"see what the others say, and whether {launch.by} was called on all nodes; --hang_after is the time",
                 )
             if waited > PATIENCE and launch.rank == 0 and not said:
@@ -106,10 +108,15 @@ class Meeting:
         self._launch = None
         try:
             self._open(launch, FAREWELL)
-            self._store.compare_set(OUTCOME, "", f"rank {launch.rank} cannot start: {_short(error)}")
+            self._settle(f"rank {launch.rank} cannot start: {_short(error)}")
             self._stay(launch)
         except (RuntimeError, PreemptedError):  # nobody hosts a store there: none of the others can be waiting at it
             return
+
+    def _settle(self, outcome: str) -> str:
+        """Write the outcome, unless there is one; gives the one that holds."""
+        held: str = self._store.compare_set(OUTCOME, "", outcome).decode()
+        return held
 
     def _stay(self, launch: Launch) -> None:
         """Until all have heard the outcome, where the store is this process's."""

@@ -33,7 +33,9 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
             os.waitpid(process.pid, 0)
 
 
-def meet(host: Host, folder: Path, ranks: Sequence[Callable[[], object] | None], world: int) -> list[Process]:
+def meet(
+    host: Host, folder: Path, ranks: Sequence[Callable[[], object] | None], world: int, seconds: Sequence[float] = ()
+) -> list[Process]:
     """Processes that do something and then wait for the others; each prints how that ends. None is not started."""
 
     def run(rank: int, before: Callable[[], object]) -> None:
@@ -43,7 +45,7 @@ def meet(host: Host, folder: Path, ranks: Sequence[Callable[[], object] | None],
         try:
             with Meeting(Launch("torchrun", rank, 1, world, False), lambda: signals.received is not None) as meeting:
                 before()
-                meeting.all_ready(60)
+                meeting.all_ready(seconds[rank] if seconds else 60)
             print("all ready", flush=True)
         except Exception as error:
             print(type(error).__name__, error, flush=True)
@@ -85,6 +87,12 @@ def test_a_late_process_hears_too_that_one_cannot_start(failing: int, host: Host
     assert said[failing].endswith("FileNotFoundError no index.json\n")
     for rank in {0, 1, 2} - {failing}:
         assert f"StartError rank {failing} cannot start: FileNotFoundError: no index.json" in said[rank]
+
+
+def test_nobody_starts_with_one_that_has_waited_too_long(host: Host, tmp_path: Path) -> None:
+    """Its own word of being ready is still there when the last one comes."""
+    said = texts(meet(host, tmp_path, [nothing, nothing, lambda: time.sleep(3)], 3, [60, 1, 60]))
+    assert all("StartError 2 of 3 processes started within 1 s" in text for text in said), said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
