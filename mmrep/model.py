@@ -238,11 +238,12 @@ class MultimodalModel(nn.Module):
         """Write ``config.json``, ``model.safetensors`` and ``files/MODALITY/NAME``, each beside and renamed.
 
         Raises:
-            CheckpointError: If they cannot be written.
+            OSError: If they cannot be written.
+            CheckpointError: The same, of the weights.
         """
         try:
             self._write(Path(folder))
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             raise CheckpointError(
                 f"the model could not be written ({error})", where=folder, fix="make room, or give another place"
             ) from error
