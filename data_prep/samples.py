@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmrep.errors import DataError, MmrepError
+from mmrep.errors import DataError
 
 if TYPE_CHECKING:
     from data_prep.building.build_folder import BuildFolder
@@ -113,7 +113,6 @@ def write_release(
         DataError: If ``out`` holds anything else, no entry can be used, a process is killed, or another run writes there.
     """
     from data_prep.building.build_folder import BuildFolder
-    from data_prep.building.workers import WorkerKilledError
 
     if min(shard_entries, workers, 1 if limit is None else limit) < 1:
         raise DataError(f"--limit {limit}, --shard-entries {shard_entries}, --workers {workers}", fix="give at least 1")
@@ -129,13 +128,7 @@ def write_release(
     }
     build = BuildFolder(out.resolve(), overwrite)
     with build.opened(request):
-        try:
-            reports = _build(release, build, tasks, workers)
-        except WorkerKilledError:
-            raise
-        except MmrepError:
-            build.remove()  # the next run would come to the same
-            raise
+        reports = _build(release, build, tasks, workers)
         build.publish()
     return reports
 
@@ -163,6 +156,7 @@ def _fingerprint(files: Iterable[Path]) -> dict[str, Any]:
 
 
 def _build(release: Release, build: BuildFolder, tasks: Sequence[Task], workers: int) -> list[Done]:
+    from data_prep.building.build_folder import HopelessError
     from data_prep.building.finished_shards import FinishedShards
 
     shards = FinishedShards(build.path, build.work)
@@ -171,7 +165,7 @@ def _build(release: Release, build: BuildFolder, tasks: Sequence[Task], workers:
     rejects = [reject for report in reports for reject in report.rejects]
     if not any(report.samples for report in reports):
         first = rejects[0] if rejects else Reject("", 0, "", "no sample comes of it")
-        raise DataError(
+        raise HopelessError(
             f"none of {sum(task.stop - task.start for task in tasks)} entries of {release.name} can be used; "
             f"the first: {first.reason}",
             where=first.where,

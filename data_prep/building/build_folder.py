@@ -27,6 +27,10 @@ SECONDS_FOR_ORPHANS = 5.0
 """Until the workers of a killed run have noticed and are gone."""
 
 
+class HopelessError(DataError):
+    """What was read can come to nothing, however often it is tried: what was built of it is given up."""
+
+
 class BuildFolder:
     """``OUT.part``: holds the result until it is whole.
 
@@ -43,6 +47,8 @@ class BuildFolder:
     @contextmanager
     def opened(self, request: dict[str, Any]) -> Iterator[None]:
         """Take the folder, and what is in it if an interrupted run was asked for the very same.
+
+        What is raised inside leaves what is finished to the next run, a HopelessError apart.
 
         Args:
             request: What decides on the bytes of the result.
@@ -62,7 +68,11 @@ class BuildFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path):
             self._prepare(json.loads(json.dumps(request)))
-            yield
+            try:
+                yield
+            except HopelessError:
+                self._remove()
+                raise
 
     def publish(self) -> None:
         """Put the whole result in place: by one rename, or file by file beside files of others, the index last.
@@ -98,8 +108,9 @@ class BuildFolder:
                     fix="move it away, and run the same again",
                 )
 
-    def remove(self) -> None:
-        """Give up what was built."""
+    def _remove(self) -> None:
+        """Give up what was built; what says that it is ours goes last."""
+        _remove_build(self.path)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _prepare(self, request: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.building.build_folder import BuildFolder
+from data_prep.building.build_folder import BuildFolder, HopelessError
 from data_prep.building.workers import WorkerKilledError, in_processes
 from data_prep.table.cell import Reject
 from data_prep.table.files import check_columns, find_tables
@@ -25,7 +25,7 @@ from data_prep.table.spool import Spool, write_spool
 from mmrep.cli.ray_options import ray_settings
 from mmrep.data.build import build_index
 from mmrep.data.index import Label, Modality
-from mmrep.errors import DataError, MmrepError
+from mmrep.errors import MmrepError
 from mmrep.progress import progress
 from mmrep.ray_engine import map_shards
 from mmrep.stopping import Stopped, stopped_by_signals
@@ -65,15 +65,9 @@ def _run(args: argparse.Namespace) -> str:
     )
     request = _request(args, packing, tables)
     with build.opened(request):
-        try:
-            text = _build(args, packing, tables)
-            if _request(args, packing, tables) != request:
-                raise DataError("the table changed while it was read", where=tables[0].parent, fix="run it again")
-        except WorkerKilledError:
-            raise
-        except MmrepError:
-            build.remove()  # the next run would come to the same
-            raise
+        text = _build(args, packing, tables)
+        if _request(args, packing, tables) != request:
+            raise HopelessError("the table changed while it was read", where=tables[0].parent, fix="run it again")
         build.publish()
     return f"{text}\n\nnext: mmrep fit --config FILE.yaml --data.path {args.out}"
 
@@ -113,7 +107,7 @@ def _request(args: argparse.Namespace, packing: Packing, tables: Sequence[Path])
 def _build(args: argparse.Namespace, packing: Packing, tables: Sequence[Path]) -> str:
     plan = Plan.load(packing.work) or _plan(args, packing, tables)
     if not plan.total:
-        raise DataError("the table has no rows", where=tables[0], fix="it needs a header and at least one row")
+        raise HopelessError("the table has no rows", where=tables[0], fix="it needs a header and at least one row")
     _pack(args, packing, plan.shards)
     reports = [(shard, _reported(packing, shard)) for shard in plan.shards]
     rejects = plan.rejects + [reject for _, report in reports for reject in report.rejects]
@@ -169,13 +163,13 @@ def _unique(columns: Sequence[str | None]) -> list[str]:
 
 
 def _check_rejects(rejects: Sequence[Reject], total: int, args: argparse.Namespace, tables: Sequence[Path]) -> None:
-    """Raises: DataError: If too many rows are rejects, or all of them."""
+    """Raises: HopelessError: If too many rows are rejects, or all of them."""
     rejected = len({(reject.file, reject.row) for reject in rejects})
     if rejected < total and rejected <= args.max_rejects * total:
         return
     reason, count = reasons(rejects)[0]
     first = min((reject for reject in rejects if reject.reason.startswith(reason)), key=in_order)
-    raise DataError(
+    raise HopelessError(
         f"{rejected} of {total} rows are rejects; most often ({count}): {reason}, as in row {first.row}, "
         f"column '{first.column}': {first.value[:200]!r}",
         where=tables[0].with_name(first.file) if first.file else tables[0],
@@ -217,5 +211,5 @@ def _sha256(path: Path) -> str:
 def _modality(source: Source, reports: Sequence[ShardReport]) -> Modality:
     extensions = sorted(set().union(*(report.extensions.get(source.name, ()) for report in reports)))
     if not extensions:
-        raise DataError(f"no row has modality '{source.name}'", where=", ".join(source.columns), fix="leave it out")
+        raise HopelessError(f"no row has modality '{source.name}'", where=", ".join(source.columns), fix="leave it out")
     return Modality(tuple(extensions), source.stored_kind)

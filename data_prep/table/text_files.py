@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from data_prep.building.build_folder import HopelessError
 from data_prep.table.cell import Reject, Row, cell_of
 from mmrep.errors import DataError
 
@@ -27,7 +28,7 @@ def delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Reject]
     """A row with too few or too many cells is a reject, since its cells may be shifted; a blank line is none.
 
     Raises:
-        DataError: If the file is no table.
+        HopelessError: If the file is no table.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = _lines(path, file)
@@ -47,7 +48,7 @@ def _lines(path: Path, file: Iterable[str]) -> Iterator[list[str]]:
     try:
         yield from csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
+        raise HopelessError(
             f"the table cannot be read ({error})", where=path, fix="save it as UTF-8, with closed quotes"
         ) from error
 
@@ -67,7 +68,7 @@ def jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Reject]:
     """A line that is no object is a reject; a field that is missing or null is an empty cell.
 
     Raises:
-        DataError: If the file is no text.
+        HopelessError: If the file is no text.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -75,7 +76,7 @@ def jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Reject]:
                 if line.strip():
                     yield _json_row(path.name, number, line, columns)
     except UnicodeDecodeError as error:
-        raise DataError(f"the table cannot be read ({error})", where=path, fix="save it as UTF-8") from error
+        raise HopelessError(f"the table cannot be read ({error})", where=path, fix="save it as UTF-8") from error
 
 
 def _json_row(name: str, number: int, line: str, columns: Sequence[str]) -> Row | Reject:

@@ -7,11 +7,13 @@ import random
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from data_prep.table import main
 from data_prep.table.pack import Packer
+from mmrep.errors import ConfigError, DataError
 from tests.data_prep.test_table import write_table
 from tests.killed import ended, forked
 from tests.ray_session import local_ray  # noqa: F401 - a fixture
@@ -239,3 +241,23 @@ def test_a_table_that_changes_while_it_is_read(
     assert main(command(table, tmp_path / "out", 1)) == 2
     assert "the table changed while it was read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_ray_that_is_not_reached_or_too_small_loses_nothing(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    interrupted(table, out, monkeypatch)
+    before = file_bytes(tmp_path / "out.part")
+    assert main(command(table, out, 1, "--engine", "ray", "--ray-address", "127.0.0.1:1")) == 2
+    assert "no Ray at" in capsys.readouterr().err and file_bytes(tmp_path / "out.part") == before
+    for error in (DataError("a Ray worker died 3 times"), ConfigError("the Ray cluster has 0 CPUs")):
+        monkeypatch.setattr("data_prep.table.command.map_shards", Mock(side_effect=error))
+        assert main(command(table, out, 1, "--engine", "ray")) == 2
+        assert error.what in capsys.readouterr().err and file_bytes(tmp_path / "out.part") == before
+
+
+def test_what_a_table_can_never_come_to_is_given_up(table: Path, tmp_path: Path) -> None:
+    assert main(command(table, tmp_path / "out", 1, "--max-rejects", "0")) == 2
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
