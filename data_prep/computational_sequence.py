@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.building.read_file import is_passing
 from mmrep.errors import DataError
 
 MAX_VIDEO_BYTES = 2 << 30
@@ -50,6 +51,8 @@ class SequenceFile:
             features, intervals = (_array(_inside(group, name), name) for name in ("features", "intervals"))
             intervals = intervals.astype(np.float64)
         except (KeyError, OSError, ValueError, TypeError, AttributeError, MemoryError) as error:
+            if isinstance(error, OSError) and is_passing(error):
+                raise
             raise DataError(f"features or intervals cannot be read ({error})", where=where) from error
         if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) != len(features) or features.ndim < 2:
             raise DataError(f"features {list(features.shape)}, intervals {list(intervals.shape)}", where=where)
@@ -73,6 +76,8 @@ def _data(path: Path, process: int) -> Any:
             raise ValueError("'data' is no group")
         return data
     except (OSError, KeyError, ValueError, AttributeError) as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise
         raise DataError(f"no computational sequence ({error})", where=path, fix="fetch it again") from error
 
 

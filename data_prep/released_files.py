@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.building.read_file import read_file
 from mmrep.errors import DataError
 
 MAX_JSON_BYTES = 1 << 30
@@ -74,17 +75,11 @@ def read_member(kind: str, path: Path, image_size: int | None = None) -> tuple[s
 
     Raises:
         DataError: If it is missing, too large, damaged, or of a format that mmrep does not read.
+        OSError: If the file system fails.
     """
     from mmrep.data.decode import MAX_BYTES
 
-    try:
-        if not path.is_file():
-            raise DataError("no such file", where=path)
-        if path.stat().st_size > MAX_BYTES[kind]:
-            raise DataError(f"more than {MAX_BYTES[kind]} bytes", where=path)
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=path) from error
+    data = read_file(path, MAX_BYTES[kind], path)
     return check_member(kind, path.suffix.removeprefix(".").lower(), data, path, image_size)
 
 

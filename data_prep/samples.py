@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data_prep.building.read_file import is_passing
 from mmrep.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Release:
         name: Of the data set.
         splits: Split -> its entries, each cheap to name; what is large is read by ``make``.
         files: All that is read. A run does not go on with what another left of files that have changed since.
-        make: From the split and an entry to its samples; raises DataError or OSError where the entry cannot be used.
+        make: From the split and an entry to its samples; raises DataError or OSError where the entry cannot be used. An
+            OSError of a file system that is away for a while ends the run.
         modalities: Modality -> ``(extensions, kind)``.
         group_key: Field of the samples' JSON: samples with equal values are right answers to each other.
         labels: Field of the samples' JSON -> its classes.
@@ -150,6 +152,8 @@ def _fingerprint(files: Iterable[Path]) -> dict[str, Any]:
             found = path.stat()
             facts = f"{found.st_size} {found.st_mtime_ns}"
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and is_passing(error):
+                raise
             facts = type(error).__name__
         digest.update(f"{str(path.absolute())!r} {facts}\n".encode())
     return {"count": count, "sha256": digest.hexdigest()}
@@ -209,6 +213,8 @@ def _samples(release: Release, task: Task, report: Done) -> Iterator[dict[str, A
         try:
             samples = release.make(task.split, release.splits[task.split][number])
         except (DataError, OSError) as error:
+            if isinstance(error, OSError) and is_passing(error):
+                raise
             report.rejects.append(_reject(task.split, number, error))
             continue
         report.entries += 1

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.building.read_file import is_passing
 from data_prep.release_command import make_parser, run
 from data_prep.released_files import expect_folder, provenance, read_csv
 from data_prep.samples import Members, Release
@@ -118,6 +119,8 @@ def _map(root: Path, split: str, part: str) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise
         raise DataError(f"no array ({error})", where=path, fix="fetch it again") from error
     if array.ndim != SHAPES[part] or array.dtype.kind not in "if":
         raise DataError(f"an array {list(array.shape)} of {array.dtype}", where=path, fix=LAYOUT)

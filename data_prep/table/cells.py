@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.building.pictures import shrink
+from data_prep.building.read_file import read_file
 from data_prep.table.cell import MAX_CELL_BYTES, Blob, Row
 from data_prep.table.sources import VALUES, Source
 from mmrep.data.decode import decode
@@ -29,6 +30,7 @@ def read_member(source: Source, row: Row, root: Path, image_size: int | None) ->
 
     Raises:
         DataError: If a cell cannot be used; ``where`` is its column.
+        OSError: If the file system fails.
     """
     if all(_is_empty(row, column) for column in source.columns):
         return None
@@ -79,14 +81,7 @@ def _vector(source: Source, row: Row) -> np.ndarray:
 
 def _read_file(cell: str, column: str, root: Path) -> tuple[str, bytes]:
     path = _local_path(cell, column, root)
-    try:
-        if not path.is_file():
-            raise DataError("no such file", where=column)
-        if path.stat().st_size > MAX_CELL_BYTES:
-            raise DataError(f"more than {MAX_CELL_BYTES} bytes", where=column)
-        return path.suffix.removeprefix(".").lower(), path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=column) from error
+    return path.suffix.removeprefix(".").lower(), read_file(path, MAX_CELL_BYTES, column)
 
 
 def _local_path(cell: str, column: str, root: Path) -> Path:

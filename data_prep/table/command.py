@@ -38,8 +38,11 @@ def main(argv: list[str] | None = None) -> int:
         check(args)
         with stopped_by_signals():
             print(_run(args))
-    except (MmrepError, OSError) as error:
+    except MmrepError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; finished shards are kept, the same command goes on", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"stopped by {stop.name}; finished shards are kept, the same command goes on", file=sys.stderr)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.building.build_folder import HopelessError
+from data_prep.building.read_file import is_passing
 from data_prep.table.cell import MAX_CELL_BYTES, Cell, Reject, Row, array_blob, cell_of
 from data_prep.table.sources import VALUES
 from mmrep.errors import ConfigError, DataError
@@ -248,6 +249,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError) as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HopelessError(
             f"the table cannot be read ({reason[:160]})", where=path, fix="write it anew, as Parquet"

@@ -124,6 +124,9 @@ class Spool:
         try:
             yield from self._database(file).execute(query, values)
         except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self.paths[file].exists():
+                raise OSError(f"{error}, of {self.paths[file]}") from error
             raise DataError(
                 f"a broken copy of the table ({error})", where=self.paths[file], fix="--overwrite"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -16,21 +17,22 @@ from typing import Any
 import pytest
 
 from data_prep import released_files
-from data_prep.released_files import format_of, inside, read_bounded, read_csv
+from data_prep.released_files import format_of, inside, read_bounded, read_csv, read_member
 from data_prep.samples import Members, Release, write_release
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
 from mmrep.errors import DataError
+from tests.data_prep.failing_files import fail_to_open
 from tests.data_prep.releases import put
 from tests.killed import ended, forked
-from tests.tiny import file_bytes
+from tests.tiny import file_bytes, png
 
 
 def make(split: str, number: int) -> Sequence[Members]:
     if number == 3:
         raise DataError("cannot be used (3)", where="file 3")
     if number == 5:
-        raise OSError(5, "Input/output error", "file 5")
+        raise OSError(errno.EACCES, "Permission denied", "file 5")
     return [{"txt": f"{split} {number}", "json": {"number": number}}]
 
 
@@ -72,11 +74,32 @@ def test_a_run_goes_on_where_it_ended_and_gives_the_same_bytes(tmp_path: Path) -
 def test_entries_that_fail_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
     write_release(RELEASE, tmp_path / "out", shard_entries=4)
     assert (tmp_path / "out" / "rejects.csv").read_text() == (
-        "split,entry,where,reason\ntrain,3,file 3,cannot be used (3)\ntrain,5,file 5,Input/output error\n"
+        "split,entry,where,reason\ntrain,3,file 3,cannot be used (3)\ntrain,5,file 5,Permission denied\n"
     )
     samples = Samples(Index.load(tmp_path / "out"), "train")
     assert [samples.key(n) for n in range(3, 5)] == ["train-00000004", "train-00000006"]
     assert samples.read(3, "txt") == b"train 4"
+
+
+def test_a_file_system_that_is_away_ends_the_run_and_makes_no_reject(tmp_path: Path) -> None:
+    picture = tmp_path / "7.png"
+    picture.write_bytes(png((1, 2, 3)))
+
+    def reading(split: str, number: int) -> Sequence[Members]:
+        if number == 7:
+            read_member("image", picture)
+        return make(split, number)
+
+    out, release = tmp_path / "out", replace(RELEASE, make=reading)
+    for code in (errno.ESTALE, errno.EIO):
+        with pytest.MonkeyPatch.context() as patch:
+            fail_to_open(patch, "7.png", code)
+            with pytest.raises(OSError, match="7.png"):
+                write_release(release, out, shard_entries=3)
+        assert len(list(out.with_name("out.part").glob("*.tar"))) == 2
+    write_release(release, out, shard_entries=3)
+    write_release(RELEASE, tmp_path / "whole", shard_entries=3)
+    assert file_bytes(out) == file_bytes(tmp_path / "whole")
 
 
 def test_a_shard_of_rejects_alone_is_not_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -13,7 +14,9 @@ import pytest
 
 from data_prep.table import main
 from data_prep.table.pack import Packer
+from data_prep.table.spool import Spool
 from mmrep.errors import ConfigError, DataError
+from tests.data_prep.failing_files import fail_to_open
 from tests.data_prep.test_table import write_table
 from tests.killed import ended, forked
 from tests.ray_session import local_ray  # noqa: F401 - a fixture
@@ -261,3 +264,40 @@ def test_a_ray_that_is_not_reached_or_too_small_loses_nothing(
 def test_what_a_table_can_never_come_to_is_given_up(table: Path, tmp_path: Path) -> None:
     assert main(command(table, tmp_path / "out", 1, "--max-rejects", "0")) == 2
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
+def test_a_file_system_that_is_away_makes_no_reject(
+    code: int, workers: int, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The row is in the result once the file system is back; one line tells it before."""
+    assert main(command(table, tmp_path / "expected", 1)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        fail_to_open(patch, "30.png", code)
+        capsys.readouterr()
+        assert main(command(table, tmp_path / "out", workers)) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: [Errno {code}]") and "30.png" in line
+    assert line.endswith("; finished shards are kept, the same command goes on")
+    there = len(list((tmp_path / "out.part").glob("*.tar")))
+    assert main(command(table, tmp_path / "out", workers)) == 0
+    assert there and f"{there} of 22 shards were there" in capsys.readouterr().err
+    assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
+
+
+def test_a_file_that_may_not_be_read_is_a_reject(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_open(monkeypatch, "30.png", errno.EACCES)
+    assert main(command(table, tmp_path / "out", 1)) == 0
+    assert "32,photo,30.png,cannot be read (Permission denied)" in (tmp_path / "out" / "rejects.csv").read_text()
+
+
+def test_a_copy_of_the_table_that_cannot_be_read_for_a_while_is_not_called_broken(tmp_path: Path) -> None:
+    spool = Spool([tmp_path / "t.sqlite"], ["t"], ["a"])
+    (tmp_path / "t.sqlite").mkdir()  # SQLite says "unable to open", as where a file system is away
+    with pytest.raises(OSError, match="unable to open"):
+        spool.row(0, 0, 0)
+    (tmp_path / "t.sqlite").rmdir()
+    (tmp_path / "t.sqlite").write_bytes(b"")
+    with pytest.raises(DataError, match="a broken copy"):
+        spool.row(0, 0, 0)
