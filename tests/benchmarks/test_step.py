@@ -107,3 +107,10 @@ def check_result(result: dict[str, Any]) -> None:
             row["ratio"] <= row["gate"]
         )
         assert result["spread"][row["theirs_is"]]["ci95_low"] <= result["spread"][row["theirs_is"]]["ci95_high"]
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    text = (RESULT.parents[2] / "README.md").read_text()
+    for row in json.loads(RESULT.read_text())["rows"]:
+        figures = f"{row['ours']:.3f} | {row['theirs']:.3f} | {row['theirs_is']} | {row['ratio']:.3f}"
+        assert f"| {row['case']} | {row['metric']} | {figures} |" in text
