@@ -12,7 +12,7 @@ from typing import Any
 
 from mmrep.cli.launch import Launch
 from mmrep.errors import MmrepError
-from mmrep.fault_tolerance.preemption import PreemptedError, told
+from mmrep.modules.fault_tolerance.preemption import PreemptedError, told
 
 POLL = 0.2
 """Seconds between two looks at the store."""

@@ -18,7 +18,6 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 import mmrep.encoders  # noqa: F401 - its classes are then known by their short names in YAML
-from mmrep.callbacks.monitored import MonitoredCheckpoint
 from mmrep.cli.launch import is_first, launched
 from mmrep.cli.meeting import Meeting
 from mmrep.cli.messages import explain
@@ -28,17 +27,18 @@ from mmrep.cli.same_start import SameStart
 from mmrep.cli.watching import Watching
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.errors import CheckpointError, ConfigError, MmrepError
-from mmrep.fault_tolerance.accumulated_gradients import AccumulatedGradients
-from mmrep.fault_tolerance.checkpoint_io import DurableCheckpointIO
-from mmrep.fault_tolerance.children import WatchedLauncher
-from mmrep.fault_tolerance.pending_validation import PendingValidation
-from mmrep.fault_tolerance.preemption import PreemptedError, Preemption, StopSignals
-from mmrep.fault_tolerance.timed_checkpoint import TimedCheckpoint
-from mmrep.fault_tolerance.unfinished import Unfinished
-from mmrep.fault_tolerance.watchdog import BatchCount, Watchdog
 from mmrep.files import replacing
 from mmrep.interop.load import read_checkpoint
 from mmrep.modules import ContrastiveModule
+from mmrep.modules.callbacks.monitored import MonitoredCheckpoint
+from mmrep.modules.fault_tolerance.accumulated_gradients import AccumulatedGradients
+from mmrep.modules.fault_tolerance.checkpoint_io import DurableCheckpointIO
+from mmrep.modules.fault_tolerance.children import WatchedLauncher
+from mmrep.modules.fault_tolerance.pending_validation import PendingValidation
+from mmrep.modules.fault_tolerance.preemption import PreemptedError, Preemption, StopSignals
+from mmrep.modules.fault_tolerance.timed_checkpoint import TimedCheckpoint
+from mmrep.modules.fault_tolerance.unfinished import Unfinished
+from mmrep.modules.fault_tolerance.watchdog import BatchCount, Watchdog
 
 
 def run(arguments: list[str]) -> int:

@@ -16,13 +16,13 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from mmrep.cli.run_folder import RunFolder
 from mmrep.errors import ConfigError
-from mmrep.monitoring.metrics_file import MetricsFile
-from mmrep.monitoring.plain_progress import PlainProgress
-from mmrep.monitoring.progress_bar import RunProgressBar
-from mmrep.monitoring.run_media import RunMedia
-from mmrep.monitoring.throughput import Throughput
-from mmrep.monitoring.throughput_report import lines
-from mmrep.monitoring.wandb_logger import OfflineSafeWandbLogger
+from mmrep.modules.monitoring.metrics_file import MetricsFile
+from mmrep.modules.monitoring.plain_progress import PlainProgress
+from mmrep.modules.monitoring.progress_bar import RunProgressBar
+from mmrep.modules.monitoring.run_media import RunMedia
+from mmrep.modules.monitoring.throughput import Throughput
+from mmrep.modules.monitoring.throughput_report import lines
+from mmrep.modules.monitoring.wandb_logger import OfflineSafeWandbLogger
 
 
 class Watching:

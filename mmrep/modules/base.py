@@ -212,7 +212,7 @@ class ContrastiveModule(pl.LightningModule):
         if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]  # a list
             raise CheckpointError(
                 "the checkpoint's weights are averages, and no callback takes up those that were trained",
-                fix="add mmrep.callbacks.EMA to trainer.callbacks again",
+                fix="add mmrep.modules.callbacks.EMA to trainer.callbacks again",
             )
 
     def check_checkpoint(self, checkpoint: dict[str, Any], where: object = None) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_tolerance.running import fit, weights, write_config
 from tests.launched import read
+from tests.modules.fault_tolerance.running import fit, weights, write_config
 
 
 def train(folder: Path, shards: Path, world: int, *options: str) -> Path:

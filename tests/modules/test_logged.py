@@ -11,11 +11,11 @@ import pytorch_lightning as pl
 import torch
 
 import mmrep.modules.base
-import mmrep.monitoring.throughput
+import mmrep.modules.monitoring.throughput
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.encoders import ConvImageEncoder, NgramTextEncoder
 from mmrep.modules import PairwiseCLIP
-from mmrep.monitoring.throughput import Throughput
+from mmrep.modules.monitoring.throughput import Throughput
 
 ENCODERS: dict[str, Any] = {
     "image": lambda d: ConvImageEncoder(d, image_size=16, width=8),
@@ -75,7 +75,7 @@ def one_by_one(module: pl.LightningModule, figures: Mapping[str, Any], batch_siz
 
 def test_figures_are_bit_for_bit_those_of_lightning_s_log(tiny_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = fit(tiny_shards)
-    for place in (mmrep.modules.base, mmrep.monitoring.throughput):
+    for place in (mmrep.modules.base, mmrep.modules.monitoring.throughput):
         monkeypatch.setattr(place, "log_figures", one_by_one)
     each = fit(tiny_shards)
     assert len(together.figures) == 12 and together.figures == each.figures

@@ -13,7 +13,7 @@ import pytest
 
 from mmrep.cli.launch import Launch
 from mmrep.cli.meeting import Meeting
-from mmrep.fault_tolerance.preemption import StopSignals
+from mmrep.modules.fault_tolerance.preemption import StopSignals
 from tests.multi_node.hosts import Host, Process, wait
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 import mmrep
 from mmrep.cli import main, meeting
 from mmrep.data.index import Index
-from mmrep.fault_tolerance import watchdog
+from mmrep.modules.fault_tolerance import watchdog
 from tests.data.server import served
 from tests.multi_node.hosts import Host, two_hosts, wait
 from tests.multi_node.launching import as_srun, as_torchrun, command, start

@@ -1,0 +1,184 @@
+"""Lightning's best-k checkpoints and early stop, by any figure that a run logs, also one that comes every few epochs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from mmrep.errors import ConfigError, did_you_mean
+from mmrep.modules.callbacks.evaluation import PREFIX, evaluation_callbacks
+
+EVERY_STEP = "train/"
+"""Before the names of figures that come without a validation."""
+
+
+class MonitoredCheckpoint(ModelCheckpoint):
+    """`ModelCheckpoint`, which takes the same arguments, with these differences.
+
+    - A figure of an `EvaluationCallback` that is not due in an epoch is waited for: Lightning would go by that of an
+      earlier epoch, or fail where there is none yet.
+    - A misspelt monitor is told before the first step, or at the first validation, with the nearest name that there is.
+    - ``every_n_train_steps`` with a monitor writes only the last checkpoint at such a step; the best are chosen at every
+      validation. Lightning would go by the figure of an earlier one, and write nothing before the first. A monitor
+      ``train/...`` has a figure at every step.
+    - With ``save_last`` the last checkpoint is written whenever one is due, and not only where it is among the best:
+      otherwise a run that no longer improves would go on from an old one.
+    - A ``/`` in a figure's name makes no folder in ``filename``.
+    - ``save_on_exception`` holds for a process alone: one of several would wait for the others, which have no exception.
+
+    ``mmrep fit`` makes one from ``--checkpoint.monitor`` and so on.
+
+    Example:
+        ::
+
+            mmrep fit --config FILE --checkpoint.monitor eval/knn_image/acc1 --checkpoint.mode max --checkpoint.save_top_k 3
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Add the choice at validations to the steps."""
+        super().setup(trainer, pl_module, stage)
+        if not self._by_validation or stage != "fit":
+            return
+        if self._train_time_interval is not None:
+            raise ConfigError(
+                "a monitor has no new figure by the clock",
+                where="checkpoint.train_time_interval",
+                fix="give --checkpoint_minutes instead",
+            )
+        if self._every_n_train_steps and self.save_last == "link":
+            raise ConfigError("steps without a new figure write no file to link to", where="checkpoint.save_last")
+        if self._every_n_train_steps:
+            self._every_n_epochs = 1
+
+    @property
+    def _by_validation(self) -> bool:
+        """Whether the figure that decides comes with validations."""
+        return self.monitor is not None and not self.monitor.startswith(EVERY_STEP)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.monitor is not None:
+            _check_monitor(trainer, self.monitor, "checkpoint.monitor")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._by_validation:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            return
+        every, fast = self._every_n_train_steps, trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a connector
+        stepped = not trainer.fit_loop._should_accumulate()
+        if self.save_last and every and trainer.global_step % every == 0 and stepped and not fast:
+            before = self._last_global_step_saved
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._last_global_step_saved = before  # a validation after this step still has the best to choose
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.monitor is not None and trainer.state.fn == TrainerFn.FITTING:
+            _warn_of_missing(trainer, self.monitor, "checkpoint.monitor")
+        super().on_validation_end(trainer, pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.world_size == 1:
+            super().on_exception(trainer, pl_module, exception)
+
+    def _save_topk_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self.monitor is None or _is_due(trainer, self.monitor):
+            if self.monitor is not None and self.monitor not in monitor_candidates:
+                _require_figure(trainer, self.monitor, "checkpoint.monitor")
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        if self.save_last:
+            self._last_global_step_saved = trainer.global_step  # by this Lightning decides on the last checkpoint
+
+    def _format_checkpoint_name(
+        self, filename: str | None, metrics: dict[str, Tensor], *args: Any, **options: Any
+    ) -> str:
+        name = super()._format_checkpoint_name(filename, metrics, *args, **options)
+        for figure in sorted((figure for figure in metrics if "/" in figure), key=len, reverse=True):
+            name = name.replace(f"{figure}=", f"{figure.replace('/', '_')}=")
+        return name
+
+
+class MonitoredStopping(EarlyStopping):
+    """`EarlyStopping`, which takes the same arguments, and counts its ``patience`` in figures.
+
+    A figure of an `EvaluationCallback` that comes every n epochs counts once, where Lightning counts the epochs between as
+    epochs without progress. A misspelt monitor is told before the first step, or at the first validation.
+
+    Example:
+        In a config::
+
+            trainer:
+              callbacks:
+                - class_path: mmrep.modules.callbacks.MonitoredStopping
+                  init_args: {monitor: eval/knn_image/acc1, mode: max, patience: 5}
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _check_monitor(trainer, self.monitor, "MonitoredStopping.monitor")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            _warn_of_missing(trainer, self.monitor, "MonitoredStopping.monitor")
+        super().on_validation_end(trainer, pl_module)
+
+    def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
+        if not _is_due(trainer, self.monitor):
+            return
+        if self.strict and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of Lightning's connectors
+            _require_figure(trainer, self.monitor, "MonitoredStopping.monitor")
+        super()._run_early_stopping_check(trainer)
+
+
+def _check_monitor(trainer: pl.Trainer, monitor: str, where: str) -> None:
+    """Refuse before the first step to go by a figure that no callback will log.
+
+    Args:
+        trainer: Whose callbacks have been set up.
+        monitor: Name of a figure. Only those of callbacks are known so early.
+        where: The option, for the message.
+
+    Raises:
+        ConfigError: With the nearest figure that there is.
+    """
+    known = [name for callback in evaluation_callbacks(trainer) for name in callback.logged_names()]
+    if monitor.startswith(PREFIX) and monitor not in known:
+        raise ConfigError(f"no callback logs '{monitor}'", where=where, fix=_advice(monitor, known))
+
+
+def _is_due(trainer: pl.Trainer, monitor: str) -> bool:
+    """Whether the figure is of this epoch.
+
+    Lightning keeps the figures of earlier epochs, and a callback that evaluates every n epochs leaves an old one there, which
+    would count as an epoch without progress, or pass for a figure of weights that it is not of.
+    """
+    owners = [callback for callback in evaluation_callbacks(trainer) if monitor in callback.logged_names()]
+    return all(owner.due(trainer) for owner in owners)
+
+
+def _require_figure(trainer: pl.Trainer, monitor: str, where: str) -> None:
+    """Refuse to go on without the figure that decides.
+
+    Raises:
+        ConfigError: With the nearest figure that was logged.
+    """
+    logged = sorted(trainer.callback_metrics)
+    if monitor not in logged:
+        raise ConfigError(f"no figure '{monitor}' was logged", where=where, fix=_advice(monitor, logged))
+
+
+def _warn_of_missing(trainer: pl.Trainer, monitor: str, where: str) -> None:
+    """Say after the sanity check that the first validation may not have the figure: a few batches may lack some."""
+    logged = sorted(trainer.callback_metrics)
+    if trainer.sanity_checking and monitor.startswith("val/") and monitor not in logged:
+        rank_zero_warn(f"the sanity check logged no '{monitor}' [{where}]; {_advice(monitor, logged)}")
+
+
+def _advice(monitor: str, logged: list[str]) -> str:
+    """The nearest figure, and all there are."""
+    near, everything = did_you_mean(monitor, logged), ", ".join(logged)
+    return near if near.startswith("choose") else f"{near} there are: {everything}"
