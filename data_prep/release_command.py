@@ -50,12 +50,15 @@ def run(
     parser: argparse.ArgumentParser, read: Callable[[argparse.Namespace], Release], argv: Sequence[str] | None
 ) -> int:
     """Read a release as the options say and write it; gives 0, or 2 after an error that the user can mend."""
+    from data_prep.building.build_folder import InPlaceError
     from mmrep.stopping import Stopped, stopped_by_signals
 
     options = parser.parse_args(argv)
     try:
         with stopped_by_signals():
             print(_run(options, read))
+    except InPlaceError as done:
+        print(done)
     except MmrepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -113,6 +113,7 @@ def write_release(
 
     Raises:
         DataError: If ``out`` holds anything else, no entry can be used, a process is killed, or another run writes there.
+        InPlaceError: If all but moving the result was done before.
     """
     from data_prep.building.build_folder import BuildFolder
 
@@ -184,7 +185,7 @@ def _write_shards(release: Release, shards: FinishedShards, tasks: Sequence[Task
     from data_prep.building.workers import in_processes
     from mmrep.progress import track
 
-    todo = {task.name: task for task in tasks if shards.load(task.name) is None}
+    todo = {task.name: task for task in tasks if _load(shards, task) is None}
     if len(todo) < len(tasks):
         print(f"{len(tasks) - len(todo)} of {len(tasks)} shards were there", file=sys.stderr)
     work = partial(_write_shard, release, shards, todo)
@@ -195,11 +196,22 @@ def _write_shards(release: Release, shards: FinishedShards, tasks: Sequence[Task
 def _reported(shards: FinishedShards, task: Task) -> Done:
     from data_prep.building.workers import WorkerKilledError
 
+    report = _load(shards, task)
+    if report is None:
+        raise WorkerKilledError("a shard was damaged after it was written", where=task.name, fix="run the same again")
+    return report
+
+
+def _load(shards: FinishedShards, task: Task) -> Done | None:
+    """What became of a shard that is finished."""
     record = shards.load(task.name)
     if record is None:
-        raise WorkerKilledError("a shard was damaged after it was written", where=task.name, fix="run the same again")
-    rejects = [Reject(*reject) for reject in record["rejects"]]
-    return Done(task.split, record["entries"], record["samples"], record["extensions"], rejects)
+        return None
+    try:
+        rejects = [Reject(*reject) for reject in record["rejects"]]
+        return Done(task.split, record["entries"], record["samples"], record["extensions"], rejects)
+    except (KeyError, TypeError):
+        return None
 
 
 def _write_shard(release: Release, shards: FinishedShards, tasks: Mapping[str, Task], name: str) -> None:

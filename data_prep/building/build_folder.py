@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from mmrep.files import PART, replacing
 
 WORK = "unfinished"
 """Below the folder: what is not part of the result. It goes before the result is put in place."""
+PUBLISHING = ".publishing"
+"""End of the name that the work folder has from when the result is whole until it is in place."""
 REQUEST = "request.json"
 INDEX, REJECTS = "index.json", "rejects.csv"
 SHARD = re.compile(r"[\w-]+-\d{6}\.tar")
@@ -29,6 +31,10 @@ SECONDS_FOR_ORPHANS = 5.0
 
 class HopelessError(DataError):
     """What was read can come to nothing, however often it is tried: what was built of it is given up."""
+
+
+class InPlaceError(DataError):
+    """Nothing is left to do: a run of the same that was ended had the whole result, which is in place now."""
 
 
 class BuildFolder:
@@ -43,6 +49,7 @@ class BuildFolder:
         self.out, self.overwrite = out, overwrite
         self.path = out.with_name(out.name + PART)
         self.work = self.path / WORK
+        self.publishing = out.with_name(out.name + PUBLISHING)
 
     @contextmanager
     def opened(self, request: dict[str, Any]) -> Iterator[None]:
@@ -56,45 +63,82 @@ class BuildFolder:
         Raises:
             DataError: If it, or the output folder, holds what must not be lost, or another run is using it.
                 An output folder without an index.json holds such things.
+            InPlaceError: If an interrupted run of the very same had only to put its result in place.
         """
-        if self.out.exists() and (not self.out.is_dir() or (any(self.out.iterdir()) and not self.overwrite)):
-            raise DataError(
-                "the output folder is not empty",
-                where=self.out,
-                fix="give another --out, or pass --overwrite to replace shards",
-            )
-        if self.out.exists() and any(self.out.iterdir()):
-            _indexed(self.out)  # refused now rather than after the work
+        request = json.loads(json.dumps(request))
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path):
-            self._prepare(json.loads(json.dumps(request)))
+            try:
+                self._end_publishing(request)
+                self._check_output()
+                self._prepare(request)
+            except DataError:
+                with suppress(OSError):  # it is not empty
+                    self.path.rmdir()
+                raise
             try:
                 yield
             except HopelessError:
                 self._remove()
                 raise
 
+    def _check_output(self) -> None:
+        if self.out.exists() and (not self.out.is_dir() or (_holds_something(self.out) and not self.overwrite)):
+            raise DataError(
+                "the output folder is not empty",
+                where=self.out,
+                fix="give another --out, or pass --overwrite to replace shards",
+            )
+        if _holds_something(self.out):
+            _indexed(self.out)  # refused now rather than after the work
+
     def publish(self) -> None:
         """Put the whole result in place: by one rename, or file by file beside files of others, the index last.
 
-        Of the output folder only what its index.json names is removed. That file stays until the new one takes its place:
-        after a kill in between, the same command goes on.
+        Of the output folder only what its index.json names is removed. That file stays until the new one takes its place.
+        After a kill at any moment the same command goes on, and makes nothing anew.
 
         Raises:
             DataError: If a file of others has the name of a new shard; what was built is kept.
         """
-        if self.out.exists() and any(self.out.iterdir()):
-            self._check_names()
         for left in self.path.glob("*.part"):  # of processes that were killed
             left.unlink()
-        shutil.rmtree(self.work)
-        if not self.out.exists() or not any(self.out.iterdir()):
+        if _holds_something(self.out):
+            self._check_names()
+            _remove_earlier(self.out)
+        shutil.copyfile(self.path / INDEX, self.work / INDEX)
+        self.work.replace(self.publishing)
+        self._put_in_place()
+
+    def _put_in_place(self) -> None:
+        """The rest of `publish`; nothing of what it did before is done again."""
+        if _holds_something(self.out):
+            self._check_names()
+            for path in sorted(self.path.iterdir(), key=lambda path: path.name == INDEX):
+                path.replace(self.out / path.name)
+            self.path.rmdir()
+        else:
             self.path.replace(self.out)
+        with suppress(FileNotFoundError):  # another run has started meanwhile, and does the same
+            for path in self.publishing.iterdir():
+                if path.name not in (REQUEST, INDEX):  # they go last: they say whose result is in place
+                    path.unlink()
+        shutil.rmtree(self.publishing, ignore_errors=True)
+
+    def _end_publishing(self, request: dict[str, Any]) -> None:
+        """What a run left that was ended in `publish`."""
+        if not self.publishing.exists():
             return
-        _remove_earlier(self.out)
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == INDEX):
-            path.replace(self.out / path.name)
-        self.path.rmdir()
+        before, index = _read_request(self.publishing / REQUEST), self.publishing / INDEX
+        there = [folder for folder in (self.path, self.out) if _same(folder / INDEX, index)]
+        if there and before == request:
+            self._put_in_place()
+            raise InPlaceError("the result is in place; a run that was ended had all but moved it", where=self.out)
+        if self.path in there and not self.overwrite:
+            self._refuse(before, request)
+        self._check_output()
+        _remove_build(self.path)
+        shutil.rmtree(self.publishing, ignore_errors=True)
 
     def _check_names(self) -> None:
         """A replacement that was killed half-way leaves new shards, which are like ours."""
@@ -108,6 +152,15 @@ class BuildFolder:
                     fix="move it away, and run the same again",
                 )
 
+    def _refuse(self, before: dict[str, Any] | None, request: dict[str, Any]) -> None:
+        differing = next((name for name in request if before and before.get(name) != request[name]), "command")
+        raise DataError(
+            "an interrupted run was asked for something else "
+            f"({f'another {differing}' if before else 'its record is damaged'})",
+            where=self.path,
+            fix="run it again as it was, or --overwrite to begin anew, or remove the folder",
+        )
+
     def _remove(self) -> None:
         """Give up what was built; what says that it is ours goes last."""
         _remove_build(self.path)
@@ -118,28 +171,34 @@ class BuildFolder:
         if before == request:
             return
         if before is not None and not self.overwrite:
-            differing = next((name for name in request if before.get(name) != request[name]), "command")
-            raise DataError(
-                f"an interrupted run was asked for something else (another {differing})",
-                where=self.path,
-                fix="run it again as it was, or --overwrite to begin anew, or remove the folder",
-            )
-        ours = before is not None or (self.path / INDEX).is_file()
-        if ours:
+            self._refuse(before, request)
+        if before is not None:
             _remove_build(self.path)
         shutil.rmtree(self.work, ignore_errors=True)  # last: it says that the rest is ours
         if any(self.path.iterdir()):
             raise DataError("the folder to build in holds files of others", where=self.path, fix="move them away")
         self.work.mkdir()
-        with replacing(self.work / REQUEST) as part:
+        with replacing(self.work / REQUEST, sync=True) as part:
             part.write_text(json.dumps(request), encoding="utf-8")
 
 
+def _same(path: Path, other: Path) -> bool:
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
 def _read_request(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
+    """What was asked for; None where that is not there, nothing where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager

@@ -40,17 +40,19 @@ class FinishedShards:
             size, digest = _size_and_digest(part)
         if not count:
             tar.unlink()
-        with replacing(self._record(name)) as part:
+        with replacing(self._record(name), sync=True) as part:
             facts = {"samples": count, "bytes": size, "sha256": digest}
             part.write_text(json.dumps(facts | report()), encoding="utf-8")
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """The record of a finished shard, ``samples``, ``bytes``, ``sha256`` and its report; else None."""
-        if not self._record(name).is_file():
+        """The record of a finished shard, ``samples``, ``bytes``, ``sha256`` and its report; else None, as of a damaged one."""
+        try:
+            record: dict[str, Any] = json.loads(self._record(name).read_text(encoding="utf-8"))
+            written = (record["bytes"], record["sha256"])
+            record["samples"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        record: dict[str, Any] = json.loads(self._record(name).read_text(encoding="utf-8"))
         tar = self.folder / name
-        written = (record["bytes"], record["sha256"])
         whole = _size_and_digest(tar) == written if record["samples"] else not tar.exists()
         return record if whole else None
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.building.build_folder import BuildFolder, HopelessError
+from data_prep.building.build_folder import BuildFolder, HopelessError, InPlaceError
 from data_prep.building.workers import WorkerKilledError, in_processes
 from data_prep.table.cell import Reject
 from data_prep.table.files import check_columns, find_tables
@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         check(args)
         with stopped_by_signals():
             print(_run(args))
+    except InPlaceError as done:
+        print(done)
     except MmrepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -90,9 +90,12 @@ class ShardReport:
 def load_report(packing: Packing, plan: ShardPlan) -> ShardReport | None:
     """The record of a shard that is finished, and whose tar is as it was written; else None."""
     record = packing.finished.load(plan.name)
-    return (
-        None if record is None else ShardReport(**record | {"rejects": [Reject(*found) for found in record["rejects"]]})
-    )
+    if record is None:
+        return None
+    try:
+        return ShardReport(**record | {"rejects": [Reject(*found) for found in record["rejects"]]})
+    except (KeyError, TypeError):
+        return None
 
 
 class Packer:

@@ -83,20 +83,22 @@ class Plan:
             folder: Where.
             rows: File, place and number of each row in the order of the shards, int64 ``[N, 3]``.
         """
-        with replacing(folder / ROWS) as part, part.open("wb") as file:
+        with replacing(folder / ROWS, sync=True) as part, part.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
-        with replacing(folder / PLAN) as part:
+        with replacing(folder / PLAN, sync=True) as part:
             part.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
-        """The plan of a run that was interrupted, or None."""
-        if not (folder / PLAN).is_file():
+        """The plan of a run that was interrupted; None where there is none, or it is damaged."""
+        try:
+            content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+            shards = [ShardPlan(**shard) for shard in content["shards"]]
+            rejects = [Reject(*reject) for reject in content["rejects"]]
+            np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
+            return cls(shards, content["total"], rejects, content["straddling"])
+        except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
             return None
-        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        shards = [ShardPlan(**shard) for shard in content["shards"]]
-        rejects = [Reject(*reject) for reject in content["rejects"]]
-        return cls(shards, content["total"], rejects, content["straddling"])
 
 
 def digest(text: str) -> int:

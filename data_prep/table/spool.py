@@ -37,10 +37,10 @@ def write_spool(table: Path, columns: Sequence[str], path: Path) -> None:
         OSError: If there is no room.
     """
     rows = read_rows(table, columns)
-    with replacing(path) as part:
+    with replacing(path, sync=True) as part:
         database = sqlite3.connect(part)
         try:
-            # What is not finished is made anew: no journal, no waiting for the disk.
+            # What is not finished is made anew: no journal, no waiting for the disk but once at the end.
             database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + SCHEMA)
             while some := list(islice(rows, ROWS_AT_ONCE)):
                 _insert(database, some)

@@ -10,6 +10,7 @@ import signal
 import tarfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from data_prep import released_files
+from data_prep.building.build_folder import BuildFolder, InPlaceError
 from data_prep.released_files import format_of, inside, read_bounded, read_csv, read_member
 from data_prep.samples import Members, Release, write_release
 from mmrep.data.index import Index
@@ -227,11 +229,111 @@ def test_a_replacement_that_is_killed_half_way_is_done_again(tmp_path: Path, mon
         patch.setattr(Path, "replace", dying)
         with pytest.raises(KilledError):
             write_release(RELEASE, out, shard_entries=5, overwrite=True)
-    write_release(RELEASE, out, shard_entries=5, overwrite=True)
+    with pytest.raises(InPlaceError):
+        write_release(RELEASE, out, shard_entries=5, overwrite=True)
     assert (out / "notes.txt").read_text() == "mine" and not out.with_name("out.part").exists()
     (out / "notes.txt").unlink()
     write_release(RELEASE, tmp_path / "whole", shard_entries=5)
     assert file_bytes(out) == file_bytes(tmp_path / "whole")
+
+
+def killed_at(step: int, out: Path, entries: int, overwrite: bool = False) -> bool:
+    """Write the release and be killed at this step of publishing it; whether there was such a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        die_at(patch, step)
+        try:
+            write_release(RELEASE, out, shard_entries=entries, overwrite=overwrite)
+        except KilledError:
+            return True
+    return False
+
+
+def die_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """The publishing of a result is killed before it changes the file system for the n-th time."""
+    steps: list[str] = []
+
+    def dying(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def changing(*args: Any, **kwargs: Any) -> Any:
+            steps.append(f"{name} {args[0]}")
+            if len(steps) == step + 1:
+                raise KilledError
+            return real(*args, **kwargs)
+
+        patch.setattr(owner, name, changing)
+
+    def publish(self: BuildFolder) -> None:
+        for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "rmdir"), (shutil, "rmtree")):
+            dying(owner, name)
+        real_publish(self)
+
+    real_publish = BuildFolder.publish
+    patch.setattr(BuildFolder, "publish", publish)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_killed_at_any_step_of_publishing(beside: bool, tmp_path: Path) -> None:
+    """Nothing is made twice, nor lost to a command that asks for something else; beside files of the user or not."""
+    write_release(RELEASE, tmp_path / "whole", shard_entries=3)
+    whole = file_bytes(tmp_path / "whole") | ({"notes.txt": b"mine"} if beside else {})
+
+    def never(split: str, number: int) -> Sequence[Members]:
+        raise AssertionError("made anew")
+
+    for step in range(100):
+        out = tmp_path / str(step) / "out"
+        if beside:
+            write_release(RELEASE, out, shard_entries=2)
+            put(out / "notes.txt", "mine")
+        if not killed_at(step, out, 3, beside):
+            break
+        if step % 2:
+            with pytest.raises(DataError, match=r"something else|not empty"):
+                write_release(RELEASE, out, shard_entries=4)
+        again = replace(RELEASE, make=never)
+        with suppress(InPlaceError):
+            write_release(again, out, shard_entries=3, overwrite=beside)
+        assert file_bytes(out) == whole, step
+        assert list(out.parent.iterdir()) == [out], step
+    assert step >= (8 if not beside else 16) and file_bytes(out) == whole and list(out.parent.iterdir()) == [out]
+
+
+def test_what_a_killed_publishing_left_gives_way_to_something_else(tmp_path: Path) -> None:
+    write_release(RELEASE, tmp_path / "whole", shard_entries=4)
+    for step in range(4):
+        out = tmp_path / str(step) / "out"
+        assert killed_at(step, out, 3)
+        write_release(RELEASE, out, shard_entries=4, overwrite=True)
+        assert file_bytes(out) == file_bytes(tmp_path / "whole") and list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0", b'{"samples": 3, "by', b"[]", b"{}"])
+def test_a_damaged_record_costs_its_shard_alone(content: bytes, tmp_path: Path) -> None:
+    """As a loss of power leaves it."""
+    out = tmp_path / "out"
+    assert killed_at(0, out, 3)
+    put(tmp_path / "out.part" / "unfinished" / "train-000001.tar.json", content)
+    made: list[int] = []
+
+    def counting(split: str, number: int) -> Sequence[Members]:
+        made.append(number)
+        return make(split, number)
+
+    write_release(replace(RELEASE, make=counting), out, shard_entries=3)
+    write_release(RELEASE, tmp_path / "whole", shard_entries=3)
+    assert made == [3, 4, 5] and file_bytes(out) == file_bytes(tmp_path / "whole")
+
+
+def test_a_damaged_record_of_what_was_asked_for_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert killed_at(0, out, 1000)
+    put(tmp_path / "out.part" / "unfinished" / "request.json", "")
+    before = file_bytes(tmp_path / "out.part")
+    with pytest.raises(DataError, match=r"its record is damaged\) .*--overwrite to begin anew"):
+        write_release(RELEASE, out)
+    assert file_bytes(tmp_path / "out.part") == before
+    write_release(RELEASE, out, overwrite=True)
 
 
 def test_a_shard_of_others_is_not_replaced(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from data_prep.building.build_folder import BuildFolder
 from data_prep.table import main
 from data_prep.table.pack import Packer
 from data_prep.table.spool import Spool
@@ -300,3 +301,46 @@ def test_a_copy_of_the_table_that_cannot_be_read_for_a_while_is_not_called_broke
     (tmp_path / "t.sqlite").write_bytes(b"")
     with pytest.raises(DataError, match="a broken copy"):
         spool.row(0, 0, 0)
+
+
+def test_a_kill_between_building_and_the_end_costs_nothing(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command ends with 0: a supervisor starts it again."""
+    assert main(command(table, tmp_path / "expected", 1)) == 0
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(BuildFolder, "_put_in_place", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(command(table, out, 1))
+    monkeypatch.setattr(Packer, "__call__", Mock(side_effect=AssertionError("made anew")))
+    capsys.readouterr()
+    assert main(command(table, out, 1)) == 0
+    assert capsys.readouterr().out.startswith("the result is in place")
+    assert file_bytes(out) == file_bytes(tmp_path / "expected")
+    assert not list(tmp_path.glob("out.*"))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"shards": [{"name"', b"[]", b"\0\0"])
+def test_a_damaged_plan_or_record_is_made_anew(
+    content: bytes, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a loss of power leaves it."""
+    assert main(command(table, tmp_path / "expected", 1)) == 0
+    interrupted(table, tmp_path / "out", monkeypatch)
+    work = tmp_path / "out.part" / "unfinished"
+    for path in (work / "plan.json", work / "rows.npy", min(work.glob("*.tar.json"))):
+        path.write_bytes(content)
+    capsys.readouterr()
+    assert main(command(table, tmp_path / "out", 1)) == 0
+    assert "4 of 22 shards were there" in capsys.readouterr().err
+    assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
+
+
+def test_rows_that_were_cut_are_planned_anew(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(command(table, tmp_path / "expected", 1)) == 0
+    interrupted(table, tmp_path / "out", monkeypatch)
+    rows = tmp_path / "out.part" / "unfinished" / "rows.npy"
+    rows.write_bytes(rows.read_bytes()[:-8])
+    assert main(command(table, tmp_path / "out", 1)) == 0
+    assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
