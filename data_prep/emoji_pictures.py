@@ -118,8 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder of fetched packages (default: ~/.cache/mmrep/emoji_m3)")
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that --out holds")
     options = parser.parse_args(argv)
+    from data_prep.building.build_folder import InPlaceError
+
     try:
         written = build(options.out, options.cache or default_cache(), overwrite=options.overwrite)
+    except InPlaceError as done:
+        print(done)
+        return 0
     except (MmrepError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

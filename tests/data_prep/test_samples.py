@@ -190,7 +190,7 @@ def running(process: str) -> bool:
 
 
 def test_two_runs_do_not_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.building.build_folder.SECONDS_FOR_ORPHANS", 0.2)
+    monkeypatch.setattr("data_prep.building.lock.SECONDS_FOR_ORPHANS", 0.2)
     out = tmp_path / "out"
     process = forked(lambda: write_release(tagged("old", 0.02), out, shard_entries=10) and 0, tmp_path / "log")
     while not list(tmp_path.glob("out.part/train-*.part*")):

@@ -211,7 +211,7 @@ def test_an_interrupted_overwrite_goes_on_and_keeps_what_was_there_till_the_end(
 def test_two_runs_do_not_build_at_once(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("data_prep.building.build_folder.SECONDS_FOR_ORPHANS", 0.2)
+    monkeypatch.setattr("data_prep.building.lock.SECONDS_FOR_ORPHANS", 0.2)
     process = forked(lambda: slowed(0.2, command(table, tmp_path / "out", 1)), tmp_path / "log")
     while not list((tmp_path / "out.part" / "unfinished").glob("*.tar.json")):
         time.sleep(0.01)
@@ -254,7 +254,9 @@ def test_a_ray_that_is_not_reached_or_too_small_loses_nothing(
     out = tmp_path / "out"
     interrupted(table, out, monkeypatch)
     before = file_bytes(tmp_path / "out.part")
-    assert main(command(table, out, 1, "--engine", "ray", "--ray-address", "127.0.0.1:1")) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.is_initialized", lambda: False)  # that of other tests
+        assert main(command(table, out, 1, "--engine", "ray", "--ray-address", "127.0.0.1:1")) == 2
     assert "no Ray at" in capsys.readouterr().err and file_bytes(tmp_path / "out.part") == before
     for error in (DataError("a Ray worker died 3 times"), ConfigError("the Ray cluster has 0 CPUs")):
         monkeypatch.setattr("data_prep.table.command.map_shards", Mock(side_effect=error))
