@@ -193,7 +193,7 @@ def _while_writing(name: str, step: int, send: Callable[[], None]) -> None:
 
     import torch
 
-    from mmrep.fault_tolerance import checkpoint_io
+    from mmrep.modules.fault_tolerance import checkpoint_io
 
     sent: list[int] = []
 
