@@ -134,6 +134,7 @@ def digit_accuracy(weights: str | None, lr: float, folder: Path) -> float:
     return float((rows["image"] @ rows["text"].T).argmax(dim=1).eq(torch.from_numpy(labels[TRAIN:])).float().mean())
 
 
+@pytest.mark.slow
 def test_a_frozen_pretrained_tower_beats_the_same_run_from_scratch(
     lite0: tuple[str, dict[str, Tensor]], tmp_path: Path
 ) -> None:

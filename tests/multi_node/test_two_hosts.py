@@ -286,6 +286,7 @@ def test_started_again_by_torchrun_the_run_goes_on(
     assert difference(tmp_path, alone) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespaces", [None, False])
 def test_a_cut_line_ends_the_run_within_the_bound(
     namespaces: bool | None, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

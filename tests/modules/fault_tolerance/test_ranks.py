@@ -34,6 +34,7 @@ def test_a_killed_rank_is_named(tiny_shards: Path, tmp_path: Path) -> None:
     assert f"rank 1 (process {ranks.processes[1].pid} on " in ranks.errors(0)[0] and len(ranks.errors(0)) == 1
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_silent_ends_the_others_although_the_collective_waits(
     tiny_shards: Path, tmp_path: Path
 ) -> None:
