@@ -164,7 +164,7 @@ def test_evaluation_takes_the_averages_and_training_needs_the_callback(tiny_shar
             evaluated, data(tiny_shards), ckpt_path=tmp_path / "a.ckpt", weights_only=True, verbose=False
         )
         assert same(weights(evaluated), kept["state_dict"])
-    with pytest.raises(CheckpointError, match=r"averages, and no callback .* add mmrep\.callbacks\.EMA"):
+    with pytest.raises(CheckpointError, match=r"averages, and no callback .* add mmrep\.modules\.callbacks\.EMA"):
         trainer(tmp_path, 1).fit(module(), data(tiny_shards), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
 
 
