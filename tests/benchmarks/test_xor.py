@@ -13,6 +13,7 @@ from benchmarks import xor
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "xor.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [p for p in xor.SWEEP if p >= 0.3])
 def test_symile_reaches_the_best_possible_accuracy(p: float) -> None:
     found, _ = xor.accuracy(xor.train("Symile", p), p)

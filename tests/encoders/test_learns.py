@@ -164,6 +164,7 @@ def found(model: MultimodalModel, inputs: dict[str, Tensor]) -> float:
     return float((scores.argmax(dim=1) == torch.arange(TEST)).float().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_learns(name: str, sources: Sources, record_property: Callable[[str, object], None]) -> None:
     make, draw, steps, lr = CASES[name]

@@ -95,6 +95,7 @@ def test_nobody_starts_with_one_that_has_waited_too_long(host: Host, tmp_path: P
     assert all("StartError 2 of 3 processes started within 1 s" in text for text in said), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_ends_the_waiting_for_a_process_that_does_not_come(
@@ -109,6 +110,7 @@ def test_a_signal_ends_the_waiting_for_a_process_that_does_not_come(
     assert "PreemptedError stopped before the first step; the same command with --resume auto goes on" in said
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_the_waiting_of_all(host: Host, tmp_path: Path) -> None:
     processes = meet(host, tmp_path, [nothing, nothing, None], 3)
     time.sleep(1.5)

@@ -268,6 +268,7 @@ def test_without_the_first_node_the_others_end_after_a_time(
     assert "mmrep: error: rank 0 has not started, or is gone; see what it says itself" in process.output.read_text()
 
 
+@pytest.mark.slow
 def test_started_again_by_torchrun_the_run_goes_on(
     config: Path, alone: Path, hosts: tuple[Host, Host], tmp_path: Path
 ) -> None:

@@ -303,6 +303,7 @@ print(peak_growth(step(300), step(int(sys.argv[1]))))
 """
 
 
+@pytest.mark.slow
 def test_memory_is_linear_in_the_batch() -> None:
     """In processes of their own: the growth of the peak of resident memory, from 4,096 to 16,384 rows."""
     command = [sys.executable, "-c", MEMORY]

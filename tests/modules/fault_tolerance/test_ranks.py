@@ -53,6 +53,7 @@ def test_a_machine_that_is_silent_ends_the_others_although_the_collective_waits(
         ranks.processes[victim].kill()
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_ends_too(tiny_shards: Path, tmp_path: Path) -> None:
     write_config(tmp_path, tiny_shards)
     hang = both(impatient, calling("start", 5, lambda: time.sleep(300)))

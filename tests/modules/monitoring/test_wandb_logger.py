@@ -106,6 +106,7 @@ def test_a_run_that_cannot_begin_online_begins_offline(kind: str, home: Path, on
     assert (home / "runs" / kind / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_lost_in_the_middle_ends_nothing(home: Path, online: pytest.MonkeyPatch) -> None:
     """Four answers are what it takes to begin."""
     online.setattr(wandb_logger, "TIMEOUTS", {"init_timeout": 10.0, "finish_timeout": 3.0, "login_timeout": 10.0})
