@@ -68,7 +68,7 @@ def judge(checkpoint: str, data: str, split: str, direction: str, id_key: str = 
     """The accuracy of a checkpoint on a split, with its 95 % interval."""
     import torch
 
-    from mmrep.cli.devices import choose_device
+    from mmrep.devices import choose_device
     from mmrep.data.index import Index
     from mmrep.data.reader import Samples
     from mmrep.evaluation.metrics import share_interval

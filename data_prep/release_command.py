@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data_prep.building.command import answer
 from data_prep.samples import Done, Release, write_release
-from mmrep.errors import MmrepError
 
 REASONS_SHOWN = 10
 SHARED = ("out", "limit", "shard_entries", "workers", "overwrite")
@@ -50,25 +49,8 @@ def run(
     parser: argparse.ArgumentParser, read: Callable[[argparse.Namespace], Release], argv: Sequence[str] | None
 ) -> int:
     """Read a release as the options say and write it; gives 0, or 2 after an error that the user can mend."""
-    from data_prep.building.build_folder import InPlaceError
-    from mmrep.stopping import Stopped, stopped_by_signals
-
     options = parser.parse_args(argv)
-    try:
-        with stopped_by_signals():
-            print(_run(options, read))
-    except InPlaceError as done:
-        print(done)
-    except MmrepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}; finished shards are kept, the same command goes on", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(f"stopped by {stop.name}; finished shards are kept, the same command goes on", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return answer(lambda: _run(options, read))
 
 
 def _run(options: argparse.Namespace, read: Callable[[argparse.Namespace], Release]) -> str:

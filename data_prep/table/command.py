@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.building.build_folder import BuildFolder, HopelessError, InPlaceError
+from data_prep.building.build_folder import BuildFolder, HopelessError
+from data_prep.building.command import answer
 from data_prep.building.workers import WorkerKilledError, in_processes
 from data_prep.table.cell import Reject
 from data_prep.table.files import check_columns, find_tables
@@ -25,31 +26,19 @@ from data_prep.table.spool import Spool, write_spool
 from mmrep.cli.ray_options import ray_settings
 from mmrep.data.build import build_index
 from mmrep.data.index import Label, Modality
-from mmrep.errors import MmrepError
 from mmrep.progress import progress
 from mmrep.ray_engine import map_shards
-from mmrep.stopping import Stopped, stopped_by_signals
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 when the shards are written, else 2 and one line on stderr."""
-    try:
-        args = make_parser().parse_args(argv)
-        check(args)
-        with stopped_by_signals():
-            print(_run(args))
-    except InPlaceError as done:
-        print(done)
-    except MmrepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}; finished shards are kept, the same command goes on", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(f"stopped by {stop.name}; finished shards are kept, the same command goes on", file=sys.stderr)
-        return stop.exit_code
-    return 0
+    return answer(lambda: _run(_options(argv)))
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    args = make_parser().parse_args(argv)
+    check(args)
+    return args
 
 
 def _run(args: argparse.Namespace) -> str:

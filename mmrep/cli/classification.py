@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mmrep.cli.devices import choose_device
+from mmrep.devices import choose_device
 from mmrep.errors import ConfigError
 from mmrep.progress import progress
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmrep.cli.devices import choose_device
 from mmrep.cli.ray_options import ENGINES, add_engine_options, ray_settings
 from mmrep.cli.work_share import WorkShare, local_rank, work_share
+from mmrep.devices import choose_device
 from mmrep.errors import ConfigError, Fault, check_choice
 from mmrep.progress import progress
 from mmrep.stopping import Stopped, stopped_by_signals

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrep.cli import classification, probe, report
-from mmrep.cli.devices import choose_device
+from mmrep.devices import choose_device
 from mmrep.errors import ConfigError
 from mmrep.progress import progress
 

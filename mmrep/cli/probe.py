@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmrep.cli.devices import choose_device
+from mmrep.devices import choose_device
 from mmrep.errors import ConfigError, did_you_mean
 from mmrep.progress import progress
 

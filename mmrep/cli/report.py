@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrep.cli.devices import choose_device
+from mmrep.devices import choose_device
 from mmrep.errors import ConfigError
 from mmrep.progress import progress
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrep.cli.devices import choose_device
+from mmrep.devices import choose_device
 from mmrep.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmrep.data.index import Index
 from mmrep.data.locations import is_url
-from mmrep.errors import ConfigError, Fault
+from mmrep.devices import choose_device
+from mmrep.errors import Fault
 from mmrep.model import MultimodalModel
 from mmrep.ray_engine import RaySettings, Worker, map_shards
 from mmrep.search.embed import MODEL, EmbeddingJob
@@ -74,7 +73,9 @@ def run_on_ray(
 
 def _worker(task: _Task) -> Worker:
     index = Index.load(task.data)
-    model = MultimodalModel.from_pretrained(task.out / MODEL).to(_device(task.device))
+    model = MultimodalModel.from_pretrained(task.out / MODEL).to(
+        choose_device(task.device, fix="a Ray worker sees the GPUs of --num-gpus: give --num-gpus 1, or --device cpu")
+    )
     job = EmbeddingJob(
         model,
         index,
@@ -91,16 +92,6 @@ def _worker(task: _Task) -> Worker:
         return [asdict(fault) for fault in found]
 
     return embed
-
-
-def _device(asked: str | None) -> torch.device:
-    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"--device {name}: a Ray worker has none", fix="give --num-gpus 1, or --device cpu"
-        ) from error
 
 
 def _in_order(faults: Sequence[Fault], names: Sequence[str]) -> list[Fault]:
