@@ -28,7 +28,7 @@ test: $(STAMP) ## Format, lint, types, and all tests but the slow ones
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(STAMP) ## The tests that take minutes
+test-slow: $(STAMP) ## The tests that take a quarter of a minute and more
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow ## Both

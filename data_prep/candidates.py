@@ -68,9 +68,9 @@ def judge(checkpoint: str, data: str, split: str, direction: str, id_key: str = 
     """The accuracy of a checkpoint on a split, with its 95 % interval."""
     import torch
 
-    from mmrep.devices import choose_device
     from mmrep.data.index import Index
     from mmrep.data.reader import Samples
+    from mmrep.devices import choose_device
     from mmrep.evaluation.metrics import share_interval
     from mmrep.evaluation.retrieval import Direction
     from mmrep.evaluation.zero_shot import Split

@@ -96,6 +96,7 @@ def test_it_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_committed_result_has_the_gates() -> None:
     check_result(json.loads(RESULT.read_text()))
+    assert all(row["held"] for row in json.loads(RESULT.read_text())["rows"])
 
 
 def check_result(result: dict[str, Any]) -> None:

@@ -125,7 +125,7 @@ def test_config_without_pretrained_towers_builds_its_model(case: str) -> None:
             )
             for name, encoder in given["encoders"].items()
         }
-    assert {encoder.head.out_features for encoder in encoders.values() if hasattr(encoder.head, "out_features")} <= {
+    assert {encoder.head.out_features for encoder in encoders.values() if hasattr(encoder.head, "out_features")} == {
         given["embed_dim"]
     }
 

@@ -172,7 +172,7 @@ def test_encoders_of_plain_layers_have_no_blocks(make: Callable[[], Encoder]) ->
 def test_a_module_needs_one_encoder_with_blocks() -> None:
     plain: dict[str, Any] = {"a": lambda d: FeaturesEncoder(d, size=4), "b": lambda d: ConvImageEncoder(d, 16, 8)}
     series: dict[str, Any] = {"c": lambda d: SeriesEncoder(d, channels=2, length=64, width=8, stages=2)}
-    assert PairwiseCLIP({**plain, **series}, activation_checkpointing=True)
+    PairwiseCLIP({**plain, **series}, activation_checkpointing=True)  # one of three has them
     message = r"no encoder has blocks of layers: a \(FeaturesEncoder\), b \(ConvImageEncoder\); set micro_batch_size"
     with pytest.raises(ConfigError, match=message):
         PairwiseCLIP(plain, activation_checkpointing=True)

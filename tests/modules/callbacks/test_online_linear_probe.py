@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -26,7 +25,7 @@ from mmrep.encoders import ConvImageEncoder, MelAudioEncoder, NgramTextEncoder
 from mmrep.errors import CheckpointError, ConfigError, MmrepError
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
-from mmrep.modules.callbacks import OnlineLinearProbe
+from mmrep.modules.callbacks import OnlineLinearProbe, online_classifier
 from mmrep.modules.callbacks.head_inputs import HeadInputs
 from mmrep.modules.callbacks.online_classifier import OnlineClassifier
 from mmrep.modules.callbacks.online_linear_probe import count_right
@@ -338,7 +337,21 @@ def test_validation_data_of_other_classes_are_refused(tiny_shards: Path, tmp_pat
     two = {name: ENCODERS[name] for name in ("image", "text")}
     with pytest.raises(ConfigError, match="label 'label' has other classes than in"):
         trainer(tmp_path, 1, OnlineLinearProbe("image")).fit(module(two), data(tiny_shards, eval_path=str(other)))
-    probe = OnlineClassifier(3, 2)
+    probe, wider = OnlineClassifier(3, 2), OnlineClassifier(4, 2)
+    before = {name: value.clone() for name, value in wider.state_dict().items()}
     with pytest.raises(CheckpointError, match="3 features and 2 classes, this one 4 and 2"):
-        OnlineClassifier(4, 2).load_state_dict(probe.state_dict())
-    assert np.isfinite(float(probe.weights.sum()))
+        wider.load_state_dict(probe.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in wider.state_dict().items())
+
+
+def test_a_step_sends_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/callbacks.md: (F + 1) C + 2 F + 1 numbers, in one sum over the ranks."""
+    sent: list[int] = []
+
+    def counted(part: torch.Tensor) -> torch.Tensor:
+        sent.append(part.numel())
+        return part
+
+    monkeypatch.setattr(online_classifier, "sum_over_ranks", counted)
+    OnlineClassifier(5, 3).learn(torch.randn(4, 5), torch.tensor([0, 1, 2, -1]))
+    assert sent == [(5 + 1) * 3 + 2 * 5 + 1]
