@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_prep.building.command import answer
-from data_prep.samples import Done, Release, write_release
+from data_prep.samples import Done, Release, presence, write_release
 
 REASONS_SHOWN = 10
 SHARED = ("out", "limit", "shard_entries", "workers", "overwrite")
@@ -16,17 +16,15 @@ SHARED = ("out", "limit", "shard_entries", "workers", "overwrite")
 
 
 def summary(release: Release, reports: Sequence[Done]) -> str:
-    """A line for each split: entries, samples, samples by modality; then the rejects by reason."""
+    """A line for each split: entries, samples, samples by modality; then what modality no sample has, and rejects by reason."""
     lines = []
     for split in release.splits:
         mine = [report for report in reports if report.split == split]
-        extensions = Counter[str]()
-        for report in mine:
-            extensions.update(report.extensions)
-        held = {name: sum(extensions[e] for e in known) for name, (known, _) in release.modalities.items()}
         parts = [f"{sum(r.entries for r in mine)} entries", f"{sum(r.samples for r in mine)} samples"]
-        parts += [f"{count} {name}" for name, count in held.items()]
+        parts += [f"{count} {name}" for name, count in presence(release, mine).items()]
         lines.append(f"{split}: {', '.join(parts)}, {sum(len(r.rejects) for r in mine)} rejects")
+    absent = [name for name, count in presence(release, reports).items() if not count]
+    lines += [f"no sample has {name}: it is left out of index.json" for name in absent]
     reasons = Counter(reject.reason.partition(" (")[0] for report in reports for reject in report.rejects)
     lines += [f"  {count} x {reason}" for reason, count in reasons.most_common(REASONS_SHOWN)]
     return "\n".join([*lines, "rejects are listed in rejects.csv"] if reasons else lines)

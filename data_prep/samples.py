@@ -13,7 +13,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,7 +39,7 @@ class Release:
         files: All that is read. A run does not go on with what another left of files that have changed since.
         make: From the split and an entry to its samples; raises DataError or OSError where the entry cannot be used. An
             OSError of a file system that is away for a while ends the run.
-        modalities: Modality -> ``(extensions, kind)``.
+        modalities: Modality -> ``(extensions, kind)``; one that no sample has is left out of the index.
         group_key: Field of the samples' JSON: samples with equal values are right answers to each other.
         labels: Field of the samples' JSON -> its classes.
         provenance: What it was made from.
@@ -48,7 +48,7 @@ class Release:
 
     name: str
     splits: Mapping[str, Sequence[Any]]
-    files: Iterable[Path]
+    files: Sequence[Path]
     make: Callable[[str, Any], Sequence[Members]]
     modalities: Mapping[str, tuple[tuple[str, ...], str]]
     group_key: str | None = None
@@ -112,10 +112,11 @@ def write_release(
         overwrite: Whether shards in ``out`` may be replaced, and an ended run of something else given up.
 
     Raises:
-        DataError: If ``out`` holds anything else, no entry can be used, a process is killed, or another run writes there.
+        DataError: If ``out`` holds anything else, no entry can be used, files change while they are read, a process
+            is killed, or another run writes there.
         InPlaceError: If all but moving the result was done before.
     """
-    from data_prep.building.build_folder import BuildFolder
+    from data_prep.building.build_folder import BuildFolder, HopelessError
 
     if min(shard_entries, workers, 1 if limit is None else limit) < 1:
         raise DataError(f"--limit {limit}, --shard-entries {shard_entries}, --workers {workers}", fix="give at least 1")
@@ -132,6 +133,8 @@ def write_release(
     build = BuildFolder(out.resolve(), overwrite)
     with build.opened(request):
         reports = _build(release, build, tasks, workers)
+        if _fingerprint(release.files) != request["file"]:
+            raise HopelessError(f"files of {release.name} changed while they were read", fix="run it again")
         build.publish()
     return reports
 
@@ -168,16 +171,25 @@ def _build(release: Release, build: BuildFolder, tasks: Sequence[Task], workers:
     _write_shards(release, shards, tasks, workers)
     reports = [_reported(shards, task) for task in tasks]
     rejects = [reject for report in reports for reject in report.rejects]
-    if not any(report.samples for report in reports):
-        first = rejects[0] if rejects else Reject("", 0, "", "no sample comes of it")
+    modalities = {name: release.modalities[name] for name, count in presence(release, reports).items() if count}
+    if not modalities:
+        first = rejects[0] if rejects else Reject("", 0, "", "no sample with a modality comes of it")
         raise HopelessError(
             f"none of {sum(task.stop - task.start for task in tasks)} entries of {release.name} can be used; "
             f"the first: {first.reason}",
             where=first.where,
             fix="look at the folder that was given",
         )
-    _finish(release, build.path, rejects)
+    _finish(replace(release, modalities=modalities), build.path, rejects)
     return reports
+
+
+def presence(release: Release, reports: Iterable[Done]) -> dict[str, int]:
+    """Samples by modality."""
+    found = Counter[str]()
+    for report in reports:
+        found.update(report.extensions)
+    return {name: sum(found[e] for e in extensions) for name, (extensions, _) in release.modalities.items()}
 
 
 def _write_shards(release: Release, shards: FinishedShards, tasks: Sequence[Task], workers: int) -> None:
@@ -249,7 +261,7 @@ def _finish(release: Release, out: Path, rejects: Sequence[Reject]) -> None:
     from mmrep.files import replacing
     from mmrep.progress import progress
 
-    with replacing(out / "rejects.csv") as part, part.open("w", encoding="utf-8", newline="") as file:
+    with replacing(out / "rejects.csv") as part, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Reject._fields)
         writer.writerows(rejects)

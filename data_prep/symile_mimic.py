@@ -104,6 +104,9 @@ def _arrays(root: Path, split: str, retrieval: str | None) -> Arrays:
     lengths = {part: len(array) for part, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"the arrays of {split} have different lengths: {lengths}", where=root, fix="fetch them again")
+    if arrays["labs_percentiles"].shape != arrays["labs_missingness"].shape:
+        what = f"labs_percentiles and labs_missingness of {split} have different widths"
+        raise DataError(what, where=root, fix="fetch them again")
     if not np.isfinite(arrays["hadm_id"]).all():
         raise DataError(f"admissions of {split} without a number", where=root, fix="fetch the arrays again")
     # The test arrays repeat each admission as a wrong candidate of others; the first row of each is its own.

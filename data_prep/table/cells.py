@@ -54,7 +54,7 @@ def _stored(kind: str, row: Row, column: str, root: Path) -> tuple[str, bytes]:
     """Format and bytes: of the cell itself, or of the file that it names."""
     cell = row.cells[column]
     if kind == "text":
-        return "txt", cell.data if isinstance(cell, Blob) else cell.encode()
+        return "txt", cell.data if isinstance(cell, Blob) else cell.encode(errors="replace")
     if isinstance(cell, Blob):
         return cell.suffix, cell.data
     return _read_file(cell.strip(), column, root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,17 +30,18 @@ def find_tables(places: Sequence[Path]) -> list[Path]:
         places: Files, folders, or patterns with ``*``.
 
     Raises:
-        DataError: If a place has none, or one is of another format.
+        DataError: If a place has none, one is of another format, or two have one name.
     """
-    found = [path for place in places for path in _files(place)]
-    for path in found:
+    found: dict[Path, Path] = {}  # by where they really are: one may be given in two spellings
+    for path in (path for place in places for path in _files(place)):
+        found.setdefault(path.resolve(), path)
+    for path in found.values():
         if path.suffix.lower() not in READERS:
             raise DataError("no such table", where=path, fix=f"give a file that ends in {', '.join(READERS)}")
-    names = [path.name for path in found]
-    for name in names:
-        if names.count(name) > 1 and len(set(map(Path.resolve, found))) == len(found):
-            raise DataError(f"two files of the table are named '{name}'", where=places[0], fix="rename one")
-    return list(dict.fromkeys(found))
+    names = Counter(path.name for path in found.values())
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise DataError(f"two files of the table are named '{twice[0]}'", where=places[0], fix="rename one")
+    return list(found.values())
 
 
 def _files(place: Path) -> list[Path]:

@@ -89,7 +89,7 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError("--split contradicts --val-fraction and --test-fraction", fix="give one or the other")
     args.val_fraction = 0.1 if args.val_fraction is None else args.val_fraction
     args.test_fraction = 0.1 if args.test_fraction is None else args.test_fraction
-    if min(args.val_fraction, args.test_fraction) < 0 or args.val_fraction + args.test_fraction >= 1:
+    if not (args.val_fraction >= 0 and args.test_fraction >= 0 and args.val_fraction + args.test_fraction < 1):
         raise ConfigError("--val-fraction and --test-fraction leave nothing to train on", fix="keep their sum below 1")
     if not 0 <= args.max_rejects <= 1:
         raise ConfigError(f"--max-rejects {args.max_rejects} is no fraction", fix="give a number from 0 to 1")

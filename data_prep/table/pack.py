@@ -149,7 +149,11 @@ class Packer:
 
     def _kept(self, row: Row) -> dict[str, str]:
         cells = {column: row.cells[column] for column in self.packing.kept}
-        return {column: cell for column, cell in cells.items() if isinstance(cell, str) and cell.strip()}
+        return {
+            column: cell.encode(errors="replace").decode()  # as the shard and the index can hold it
+            for column, cell in cells.items()
+            if isinstance(cell, str) and cell.strip()
+        }
 
 
 def _reject(row: Row, column: str, reason: str) -> Reject:

@@ -127,8 +127,11 @@ class Spool:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and self.paths[file].exists():
                 raise OSError(f"{error}, of {self.paths[file]}") from error
+            folder = self.paths[file].parents[1]  # of all that was built: the copy is in the work folder below it
             raise DataError(
-                f"a broken copy of the table ({error})", where=self.paths[file], fix="--overwrite"
+                f"a broken copy of the table ({error})",
+                where=self.paths[file],
+                fix=f"remove {folder}, and run it again",
             ) from error
 
     def _database(self, file: int) -> sqlite3.Connection:

@@ -19,9 +19,10 @@ LINES_LOOKED_AT = 1000
 
 
 def delimited_columns(path: Path) -> list[str]:
-    """The header of a CSV or TSV; empty where the file is."""
+    """The header of a CSV or TSV, its first line that is not blank; empty where the file is."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return next(_lines(path, file), [])
+        _, header = next(_lines(path, file), (0, []))
+        return header
 
 
 def delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Reject]:
@@ -32,21 +33,23 @@ def delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Reject]
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = _lines(path, file)
-        header = next(lines, [])
+        _, header = next(lines, (0, []))
         if not header:
             return
         places = [header.index(column) for column in columns]
-        for number, line in enumerate(lines, start=2):
+        for number, line in lines:
             if len(line) == len(header):
                 cells = {column: line[place] for column, place in zip(columns, places, strict=True)}
                 yield Row(number, cells, path.name, number)
-            elif line:
+            else:
                 yield Reject(number, "", "", f"{len(line)} cells, the header has {len(header)}", path.name)
 
 
-def _lines(path: Path, file: Iterable[str]) -> Iterator[list[str]]:
+def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Those that are not blank, with their numbers as a spreadsheet counts, from 1."""
     try:
-        yield from csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+        lines = enumerate(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True), start=1)
+        yield from ((number, line) for number, line in lines if line)
     except (UnicodeDecodeError, csv.Error) as error:
         raise HopelessError(
             f"the table cannot be read ({error})", where=path, fix="save it as UTF-8, with closed quotes"

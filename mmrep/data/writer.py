@@ -17,6 +17,7 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, Any]]) -> int:
     Args:
         path: The tar. It is written beside and renamed, so that it is either whole or not there.
         samples: Each has ``__key__`` and members by extension: bytes as they are, str as UTF-8, dict or list as JSON.
+            What UTF-8 cannot hold becomes "?".
 
     Returns:
         How many samples were written.
@@ -54,9 +55,8 @@ def _checked_key(key: str, seen: set[str], path: Path) -> str:
 def _encode(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
-    if isinstance(value, str):
-        return value.encode()
-    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text.encode(errors="replace")  # a lone surrogate, of a caption cut inside an emoji, becomes "?"
 
 
 def npy_bytes(array: Any) -> bytes:

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 
 from data_prep import released_files
-from data_prep.building.build_folder import BuildFolder, InPlaceError
-from data_prep.released_files import format_of, inside, read_bounded, read_csv, read_member
+from data_prep.building.build_folder import BuildFolder, HopelessError, InPlaceError
+from data_prep.building.read_file import read_file
+from data_prep.release_command import summary
+from data_prep.released_files import inside, read_csv, read_member
 from data_prep.samples import Members, Release, write_release
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
@@ -373,14 +375,14 @@ def test_no_name_leads_out_of_the_current_folder(tmp_path: Path, monkeypatch: py
 
 def test_files_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = put(tmp_path / "t.csv", "a\n123\n")
-    assert read_bounded(file, 6) == b"a\n123\n"
+    assert read_file(file, 6, file) == b"a\n123\n"
     with pytest.raises(DataError, match="more than 5 bytes"):
-        read_bounded(file, 5)
+        read_file(file, 5, file)
     monkeypatch.setattr(released_files, "MAX_CSV_BYTES", 5)
     with pytest.raises(DataError, match="more than 5 bytes"):
         read_csv(file, ("a",))
     with pytest.raises(DataError, match="no such file"):
-        read_bounded(Path("/dev/zero"), 5)
+        read_file(Path("/dev/zero"), 5, "zero")
 
 
 def test_files_of_a_release(tmp_path: Path) -> None:
@@ -388,10 +390,45 @@ def test_files_of_a_release(tmp_path: Path) -> None:
     for name in ("../x", "/etc/passwd", "a/../../x"):
         with pytest.raises(DataError, match="outside"):
             inside(tmp_path, name)
-    assert (format_of(b"\xff\xd8\xff\xe0", 0), format_of(b"ID3\x04", 0)) == ("jpg", "mp3")
-    with pytest.raises(DataError, match="unknown format"):
-        format_of(b"GIF89a", "row 3")
     table = put(tmp_path / "t.csv", "a,b\n1\n2,3,4\n")
     assert read_csv(table, ("a", "b")) == [{"a": "1", "b": ""}, {"a": "2", "b": "3"}]
     with pytest.raises(DataError, match="no column c"):
         read_csv(table, ("c",))
+
+
+def test_half_a_character_ends_nothing(tmp_path: Path) -> None:
+    """JSON's escapes can name one, in a caption and in a file's name; UTF-8 cannot hold it."""
+
+    def cut(split: str, number: int) -> Sequence[Members]:
+        if number == 1:
+            raise DataError("no such file", where="\ud83d.jpg")
+        return [{"txt": "a cat \ud83d", "json": {"caption": "\ud83d"}}]
+
+    out = tmp_path / "out"
+    write_release(replace(RELEASE, splits={"train": range(2)}, make=cut), out)
+    samples = Samples(Index.load(out), "train")
+    assert samples.read(0, "txt") == b"a cat ?" and json.loads(samples.read(0, "json")) == {"caption": "?"}
+    assert (out / "rejects.csv").read_text(encoding="utf-8").splitlines()[1] == "train,1,?.jpg,no such file"
+
+
+def test_a_modality_that_no_sample_has_is_left_out_and_told(tmp_path: Path) -> None:
+    release = replace(RELEASE, modalities={**RELEASE.modalities, "image": (("jpg", "png"), "image")})
+    reports = write_release(release, tmp_path / "out")
+    assert list(Index.load(tmp_path / "out").modalities) == ["text"]
+    assert "no sample has image: it is left out of index.json" in summary(release, reports)
+    assert "left out" not in summary(RELEASE, reports)
+    with pytest.raises(DataError, match="none of 12 entries of numbers can be used"):
+        write_release(replace(release, modalities={"image": (("jpg",), "image")}), tmp_path / "other")
+    assert not (tmp_path / "other.part").exists()
+
+
+def test_files_that_change_while_they_are_read_give_nothing(tmp_path: Path) -> None:
+    file = put(tmp_path / "table.csv", "a")
+
+    def changing(split: str, number: int) -> Sequence[Members]:
+        put(file, "a" * (number + 2))
+        return make(split, number)
+
+    with pytest.raises(HopelessError, match="files of numbers changed while they were read"):
+        write_release(replace(RELEASE, files=[file], make=changing), tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()

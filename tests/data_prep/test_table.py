@@ -352,6 +352,8 @@ def test_a_ragged_row_is_a_reject_and_a_blank_line_is_no_row(tmp_path: Path) -> 
         (["--values", "labs"], "write NAME=COLUMN,COLUMN"),
         (["--text", "caption", "--split", "kind", "--val-fraction", "0.1"], "--split contradicts"),
         (["--text", "caption", "--val-fraction", "0.9"], "leave nothing to train on"),
+        (["--text", "caption", "--val-fraction", "nan"], "leave nothing to train on"),
+        (["--text", "caption", "--test-fraction", "nan"], "leave nothing to train on"),
         (["--text", "caption", "--samples-per-shard", "0"], "--samples-per-shard is 0"),
     ],
 )
@@ -394,3 +396,42 @@ def test_arrays_that_would_run_code_are_rejected(media: Path, tmp_path: Path) ->
     assert run(media, tmp_path / "out", "--array", "signal", "--max-rejects", "0.5") == 0
     assert sorted(read_back(tmp_path / "out")) == [4, 5, 6, 7]
     assert [reject["row"] for reject in rejects(tmp_path / "out")] == ["2", "3"]
+
+
+def test_a_caption_cut_inside_an_emoji_is_written_without_it(tmp_path: Path) -> None:
+    """JSON's escapes can name half a character, which UTF-8 cannot hold."""
+    table = tmp_path / "t.jsonl"
+    table.write_text('{"caption": "a cat \\ud83d", "kind": "\\ud83d"}\n{"caption": "a dog", "kind": "dog"}\n')
+    assert run(table, tmp_path / "out", "--text", "caption", "--label-key", "kind") == 0
+    assert {row: members["txt"] for row, members in read_back(tmp_path / "out").items()} == {1: b"a cat ?", 2: b"a dog"}
+    assert records(tmp_path / "out")[1]["kind"] == "?"
+    assert Index.load(tmp_path / "out").labels["kind"].classes == ["?", "dog"]
+
+
+def test_a_file_by_two_spellings_is_read_once(tmp_path: Path) -> None:
+    table = text_table(tmp_path, 4)
+    (tmp_path / "sub").mkdir()
+    again = tmp_path / "sub" / ".." / "t.csv"
+    assert main(["--table", str(table), str(again), "--out", str(tmp_path / "out"), "--text", "caption"]) == 0
+    assert sorted(read_back(tmp_path / "out")) == [2, 3, 4, 5]
+
+
+def test_two_names_are_refused_however_else_a_file_is_given_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = text_table(tmp_path, 4)
+    (tmp_path / "sub").mkdir()
+    other = text_table(tmp_path / "sub", 4)
+    words = ["--table", str(table), str(tmp_path / "sub" / ".." / "t.csv"), str(other)]
+    assert main([*words, "--out", str(tmp_path / "out"), "--text", "caption"]) == 2
+    assert "two files of the table are named 't.csv'" in capsys.readouterr().err
+
+
+def test_blank_lines_before_the_header_are_none(tmp_path: Path) -> None:
+    """Among several files, the rows of such a one are not lost."""
+    (tmp_path / "a.csv").write_text("\n\na,b\none,1\ntwo\n")
+    (tmp_path / "b.csv").write_text("a,b\nthree,3\n")
+    assert run(tmp_path, tmp_path / "out", "--text", "a", "--max-rejects", "0.4") == 0
+    found = [(record["file"], record["row"]) for record in records(tmp_path / "out").values()]
+    assert sorted(found) == [("a.csv", 4), ("b.csv", 2)]
+    assert [(reject["file"], reject["row"]) for reject in rejects(tmp_path / "out")] == [("a.csv", "5")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -303,6 +304,18 @@ def test_a_copy_of_the_table_that_cannot_be_read_for_a_while_is_not_called_broke
     (tmp_path / "t.sqlite").write_bytes(b"")
     with pytest.raises(DataError, match="a broken copy"):
         spool.row(0, 0, 0)
+
+
+def test_what_a_broken_copy_of_the_table_asks_for_helps(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(table, tmp_path / "out", monkeypatch)
+    (tmp_path / "out.part" / "unfinished" / "table-000000.sqlite").write_bytes(b"no SQLite at all")
+    capsys.readouterr()
+    assert main(command(table, tmp_path / "out", 1, "--overwrite")) == 2
+    assert f"remove {tmp_path / 'out.part'}, and run it again" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out.part")
+    assert main(command(table, tmp_path / "out", 1)) == 0
 
 
 def test_a_kill_between_building_and_the_end_costs_nothing(
