@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.building.read_file import is_passing
 from data_prep.captions import CAPTION, CLIP, Captioned, add_caption_options, captioned_samples, files_of
 from data_prep.release_command import make_parser, run
 from data_prep.released_files import expect_folder, provenance, read_csv
@@ -70,9 +71,10 @@ def find_clips(folder: Path) -> dict[str, Path]:
 
     Raises:
         DataError: If there is none.
+        OSError: If the file system fails: that says nothing of the clips.
     """
     endings, clips = CLIP[0], dict[str, Path]()
-    for place, _, names in sorted(os.walk(folder)):
+    for place, _, names in sorted(os.walk(folder, onerror=_raise_passing)):
         for name in sorted(names):
             stem, dot, ending = name.rpartition(".")
             if dot and ending.lower() in endings:
@@ -83,13 +85,19 @@ def find_clips(folder: Path) -> dict[str, Path]:
     return clips
 
 
+def _raise_passing(error: OSError) -> None:
+    if is_passing(error):
+        raise error
+
+
 def _checked(pattern: str) -> str:
     stem = pattern.rpartition(".")[0] if pattern.rpartition(".")[2].lower() in CLIP[0] else pattern
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(stem) if name is not None]
+        fields = [(name, form) for _, name, form, _ in string.Formatter().parse(stem) if name is not None]
     except ValueError as error:
         raise ConfigError(f"--pattern {pattern!r}: {error}") from error
-    if not names or set(names) - set(FIELDS):
+    nested = any("{" in (form or "") for _, form in fields)
+    if not fields or nested or {name for name, _ in fields} - set(FIELDS):
         raise ConfigError(f"--pattern {pattern!r} does not name a clip", fix=f"use {{{'}, {'.join(FIELDS)}}}")
     try:
         _name(stem, dict.fromkeys(COLUMNS, "0"))

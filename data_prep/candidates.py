@@ -16,6 +16,9 @@ from typing import Any
 
 from mmrep.errors import DataError, MmrepError
 
+ID = "hadm_id"
+"""Field of the samples' JSON by which candidates are listed."""
+
 
 def accuracy(
     rows: Mapping[str, Any], scorer: Any, candidates: Sequence[Sequence[int]], given: Sequence[str], target: str
@@ -37,7 +40,7 @@ def accuracy(
     return found
 
 
-def read_candidates(samples: Any, id_key: str) -> tuple[list[list[int]], int]:
+def read_candidates(samples: Any) -> tuple[list[list[int]], int]:
     """For each sample that has candidates, their numbers in the split; a query of which one is missing is left out.
 
     Returns:
@@ -49,7 +52,7 @@ def read_candidates(samples: Any, id_key: str) -> tuple[list[list[int]], int]:
     from mmrep.data.decode import decode
 
     records = [decode("json", "json", samples.read(n, "json"), samples.where(n)) for n in range(len(samples))]
-    places = {record.get(id_key): number for number, record in enumerate(records)}
+    places = {record.get(ID): number for number, record in enumerate(records)}
     listed = [record["candidates"] for record in records if record.get("candidates")]
     if not listed:
         fix = "val and test of Symile-MIMIC have them"
@@ -64,7 +67,7 @@ def read_candidates(samples: Any, id_key: str) -> tuple[list[list[int]], int]:
     return whole, len(listed) - len(whole)
 
 
-def judge(checkpoint: str, data: str, split: str, direction: str, id_key: str = "hadm_id") -> dict[str, Any]:
+def judge(checkpoint: str, data: str, split: str, direction: str) -> dict[str, Any]:
     """The accuracy of a checkpoint on a split, with its 95 % interval."""
     import torch
 
@@ -78,7 +81,7 @@ def judge(checkpoint: str, data: str, split: str, direction: str, id_key: str = 
 
     index, model = Index.load(data), load(checkpoint).to(choose_device(None))
     way = Direction.parse(direction, list(model.by_modality))
-    candidates, left_out = read_candidates(Samples(index, split), id_key)
+    candidates, left_out = read_candidates(Samples(index, split))
     encoders = {name: model.by_modality[name] for name in (*way.given, way.target)}
     embeddings = Split(index, split).embed(model, encoders)
     with torch.inference_mode():

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.building.read_file import read_file
 from data_prep.computational_sequence import SequenceFile, frames_within, mean_by_interval
 from data_prep.release_command import make_parser, run
-from data_prep.released_files import expect_folder, provenance, read_bounded, read_json
+from data_prep.released_files import expect_folder, provenance, read_json
 from data_prep.samples import Members, Release
 from mmrep.errors import DataError
 
@@ -127,7 +128,7 @@ def read_folds(file: Path) -> dict[str, list[str]]:
 
 
 def _literals(file: Path) -> dict[str, Any]:
-    text = read_bounded(file, MAX_FOLDS_BYTES)
+    text = read_file(file, MAX_FOLDS_BYTES, file)
     try:
         statements = ast.parse(text).body
         return {

@@ -19,19 +19,6 @@ MAX_JSON_BYTES = 1 << 30
 MAX_CSV_BYTES = 1 << 28
 """Of a table; the largest of the field, Symile-MIMIC's, has some 10 MB."""
 
-MAGIC = {
-    b"\xff\xd8\xff": "jpg",
-    b"\x89PNG": "png",
-    b"RIFF": "wav",
-    b"fLaC": "flac",
-    b"OggS": "ogg",
-    b"ID3": "mp3",
-    b"\xff\xfb": "mp3",
-    b"\xff\xf3": "mp3",
-    b"\xff\xf2": "mp3",
-}
-"""How the formats begin that published tables store without a file name."""
-
 
 def expect_folder(root: Path, what: str, needed: Sequence[Path], fix: str) -> None:
     """Refuse a folder that is not of a data set's layout.
@@ -96,33 +83,6 @@ def check_member(
     return extension, data
 
 
-def format_of(data: bytes, where: object) -> str:
-    """The extension of bytes that are stored without a name.
-
-    Raises:
-        DataError: If they begin like no format that is known here.
-    """
-    for start, extension in MAGIC.items():
-        if data.startswith(start):
-            return extension
-    raise DataError("bytes of an unknown format", where=where)
-
-
-def read_bounded(path: Path, limit: int) -> bytes:
-    """The whole of a file that should be small.
-
-    Raises:
-        DataError: If it is missing or has more than ``limit`` bytes.
-    """
-    if not path.is_file():
-        raise DataError("no such file", where=path)
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise DataError(f"more than {limit} bytes", where=path)
-    return data
-
-
 def read_json(path: Path) -> Any:
     """The content of an annotation file.
 
@@ -130,7 +90,7 @@ def read_json(path: Path) -> Any:
         DataError: If it is missing, too large, or no JSON.
     """
     try:
-        return json.loads(read_bounded(path, MAX_JSON_BYTES).decode())
+        return json.loads(read_file(path, MAX_JSON_BYTES, path).decode())
     except (ValueError, RecursionError) as error:
         raise DataError(f"no JSON ({error})", where=path, fix="fetch it again") from error
 
@@ -141,7 +101,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     Raises:
         DataError: If it is missing, too large, broken, or lacks a column.
     """
-    data = read_bounded(path, MAX_CSV_BYTES)
+    data = read_file(path, MAX_CSV_BYTES, path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -17,8 +17,9 @@ from typing import Any, overload
 
 from data_prep.captions import CAPTION, CLIP, PICTURE
 from data_prep.release_command import make_parser, run
-from data_prep.released_files import check_member, expect_folder, format_of, provenance, read_json
+from data_prep.released_files import check_member, expect_folder, provenance, read_json
 from data_prep.samples import Members, Release
+from data_prep.table.cell import known_format
 from data_prep.table.parquet_files import batches, open_parquet, reading
 from mmrep.errors import DataError
 
@@ -169,8 +170,10 @@ def make(split: str, row: dict[str, Any]) -> list[Members]:
         if not isinstance(cell, dict) or not isinstance(cell.get("bytes"), bytes):
             path = cell.get("path") if isinstance(cell, dict) else type(cell).__name__
             raise DataError(f"the {kind} is not in the table", where=f"{where}: {path}")
-        extension, data = check_member(kind, format_of(cell["bytes"], where), cell["bytes"], where)
-        members[extension] = data
+        extension = known_format(cell["bytes"])
+        if not extension:
+            raise DataError("bytes of an unknown format", where=where)
+        members[extension] = check_member(kind, extension, cell["bytes"], where)[1]
     return [members]
 
 

@@ -96,7 +96,7 @@ def blob(data: bytes, name: str = "") -> Blob:
     """
     if len(data) > MAX_CELL_BYTES:
         raise DataError(f"more than {MAX_CELL_BYTES} bytes")
-    return Blob(data, _format(data[:16]) or (name.rpartition(".")[2].lower() if "." in name else ""))
+    return Blob(data, known_format(data) or (name.rpartition(".")[2].lower() if "." in name else ""))
 
 
 def array_blob(array: np.ndarray) -> Blob:
@@ -127,14 +127,14 @@ def _numbers(value: list[Any]) -> Blob:
         raise DataError("a list whose parts differ in length") from error
 
 
-def _format(start: bytes) -> str:
-    """By the first bytes, of the formats that `mmrep.data.decode` takes."""
+def known_format(data: bytes) -> str:
+    """The extension of bytes by how they begin, of the formats that `mmrep.data.decode` takes; empty for others."""
     for signature, suffix in (
         *((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"fLaC", "flac"), (b"OggS", "ogg")),
         *((b"ID3", "mp3"), (b"\x93NUMPY", "npy")),
     ):
-        if start.startswith(signature):
+        if data.startswith(signature):
             return suffix
-    if start[:4] == b"RIFF":
-        return {b"WEBP": "webp", b"WAVE": "wav"}.get(start[8:12], "")
-    return "mp3" if len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0 else ""
+    if data.startswith(b"RIFF"):
+        return {b"WEBP": "webp", b"WAVE": "wav"}.get(data[8:12], "")
+    return "mp3" if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 else ""

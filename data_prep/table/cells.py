@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.building.pictures import shrink
 from data_prep.building.read_file import read_file
+from data_prep.released_files import check_member
 from data_prep.table.cell import MAX_CELL_BYTES, Blob, Row
 from data_prep.table.sources import VALUES, Source
-from mmrep.data.decode import decode
 from mmrep.data.writer import npy_bytes
 from mmrep.errors import DataError
 
@@ -39,9 +38,7 @@ def read_member(source: Source, row: Row, root: Path, image_size: int | None) ->
         suffix, data = "npy", npy_bytes(_vector(source, row))
     else:
         suffix, data = _stored(source.kind, row, column, root)
-    content = decode(source.stored_kind, suffix, data, column)
-    if source.kind == "image" and image_size is not None and min(content.size) > image_size:
-        suffix, data = shrink(content, suffix, image_size)
+    suffix, data = check_member(source.stored_kind, suffix, data, column, image_size)
     return source.prefix + suffix, data
 
 

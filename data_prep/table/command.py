@@ -118,7 +118,7 @@ def _plan(args: argparse.Namespace, packing: Packing, tables: Sequence[Path]) ->
     """Copy the tables that are not yet copied, and plan the shards."""
     paths = [packing.spool_path(file) for file in range(len(tables))]
     missing = [str(file) for file, path in enumerate(paths) if not path.is_file()]
-    copies = in_processes(partial(_copier, packing, tables), missing, min(args.workers, max(1, len(missing))))
+    copies = in_processes(partial(_copier, packing, tables), missing, min(args.workers, len(missing)))
     with progress("reading the table", len(missing), "files") as advance:
         for _ in copies:
             advance(1)
@@ -139,7 +139,7 @@ def _pack(args: argparse.Namespace, packing: Packing, plans: list[ShardPlan]) ->
     if args.engine == "ray":
         done = map_shards(make, list(todo), ray_settings(args))
     else:
-        done = in_processes(make, list(todo), min(args.workers, max(1, len(todo))))
+        done = in_processes(make, list(todo), min(args.workers, len(todo)))
     with progress("shards", sum(todo.values()), "rows") as advance:
         for name, _ in done:
             advance(todo[name])

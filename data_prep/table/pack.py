@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,7 @@ class ShardReport:
     """What became of a planned shard; its record.
 
     Attributes:
-        samples: Those that are in it.
-        bytes, sha256: Of the tar; of none where all rows are rejects: then it is not written.
+        samples: Those that are in it; of none, where all rows are rejects, the tar is not written.
         present: Samples that have a modality.
         extensions: Of each modality.
         labels: Values of each label.
@@ -72,16 +71,15 @@ class ShardReport:
     """
 
     samples: int = 0
-    bytes: int = 0
-    sha256: str = ""
     present: dict[str, int] = field(default_factory=dict)
     extensions: dict[str, list[str]] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
-        """What the record says beside the tar's size and digest."""
-        facts = {name: value for name, value in asdict(self).items() if name not in ("samples", "bytes", "sha256")}
+        """What the record says beside the samples' number and the tar's size and digest."""
+        facts = asdict(self)
+        del facts["samples"]
         for name in ("extensions", "labels"):
             facts[name] = {key: sorted(set(values)) for key, values in facts[name].items()}
         return facts
@@ -93,7 +91,8 @@ def load_report(packing: Packing, plan: ShardPlan) -> ShardReport | None:
     if record is None:
         return None
     try:
-        return ShardReport(**record | {"rejects": [Reject(*found) for found in record["rejects"]]})
+        known = {field.name: record[field.name] for field in fields(ShardReport)}
+        return ShardReport(**known | {"rejects": [Reject(*found) for found in record["rejects"]]})
     except (KeyError, TypeError):
         return None
 

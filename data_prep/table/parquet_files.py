@@ -96,13 +96,13 @@ def _row(name: str, number: int, cells: dict[str, Cell | DataError]) -> Row | Re
     return Row(number, good, name, number)
 
 
-def _check_sizes(file: Any, columns: Sequence[str]) -> None:
+def _check_sizes(file: Any, columns: Sequence[str], groups: Sequence[int]) -> None:
     """Refuse row groups whose cells are too large on average, before one is unpacked.
 
     Raises:
         ValueError: With the first of them.
     """
-    for number in range(file.metadata.num_row_groups):
+    for number in groups:
         group = file.metadata.row_group(number)
         for chunk in map(group.column, range(group.num_columns)):
             size = chunk.total_uncompressed_size
@@ -123,8 +123,9 @@ def batches(path: Path, columns: Sequence[str], groups: Sequence[int] | None = N
     """
     with reading(path):
         file = open_parquet(path)
-        _check_sizes(file, columns)
-        found = file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=list(columns), use_threads=False)
+        chosen = range(file.metadata.num_row_groups) if groups is None else groups
+        _check_sizes(file, columns, chosen)
+        found = file.iter_batches(ROWS_AT_ONCE, row_groups=chosen, columns=list(columns), use_threads=False)
     while True:
         with reading(path):
             batch = next(found, None)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +39,7 @@ def test_audiocaps_takes_a_pattern_and_refuses_one_that_names_nothing(
     words = ["--root", str(root), "--audio", str(tmp_path / "clips"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert audiocaps.main([*words, "--pattern", "clip-{audiocap_id}.wav"]) == 0
     assert len(Samples(Index.load(tmp_path / "out"), "train")) == 4
-    for wrong in ("clip.wav", "{id}", "{youtube_id"):
+    for wrong in ("clip.wav", "{id}", "{youtube_id", "{youtube_id:{width}}", "{youtube_id:{start_time.x}}"):
         assert audiocaps.main([*words, "--pattern", wrong, "--overwrite"]) == 2
         assert "--pattern" in capsys.readouterr().err
 
@@ -74,3 +77,21 @@ def test_audiocaps_with_odd_cells_and_columns(tmp_path: Path, capsys: pytest.Cap
     for wrong in ("{youtube_id:d}", "{start_time!q}", "{end_time:z}"):
         assert audiocaps.main([*words, "--pattern", wrong, "--overwrite"]) == 2
         assert capsys.readouterr().err.startswith("error: --pattern")
+
+
+def test_a_file_system_that_is_away_is_not_taken_for_clips_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, scandir = write_audiocaps(tmp_path / "csv", tmp_path / "clips"), os.scandir
+    words = ["--root", str(root), "--audio", str(tmp_path / "clips"), "--workers", "1"]
+    for code, answer in ((errno.ESTALE, 2), (errno.EACCES, 0)):
+
+        def failing(place: Any, code: int = code) -> Any:
+            if place == str(tmp_path / "clips" / "val"):
+                raise OSError(code, os.strerror(code), place)
+            return scandir(place)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", failing)
+            assert audiocaps.main([*words, "--out", str(tmp_path / str(code))]) == answer
+        assert (os.strerror(code) in capsys.readouterr().err) == (answer == 2)

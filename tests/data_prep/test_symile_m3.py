@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data_prep.symile_m3 import ParquetRows, main
-from data_prep.table.parquet_files import ROWS_AT_ONCE
+from data_prep.table.parquet_files import ROWS_AT_ONCE, batches
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
 from mmrep.errors import DataError
@@ -161,3 +163,29 @@ def test_columns_of_another_type_are_rejects(tmp_path: Path, capsys: pytest.Capt
         out = tmp_path / name
         assert main(["--root", str(root), "--out", str(out), "--workers", "1"]) == 0
         assert len(list(csv.DictReader((out / "rejects.csv").open()))) == 6
+
+
+def test_webp_is_a_picture(tmp_path: Path) -> None:
+    """WebP and WAV both begin with RIFF."""
+    root, out = write_symile_m3(tmp_path / "symile-m3-2-xs"), tmp_path / "out"
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(buffer, "WEBP")
+    file = root / "val-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    rows[2]["image"] = {"bytes": buffer.getvalue(), "path": "x.JPEG"}
+    pq.write_table(table.from_pylist(rows, table.schema), file)
+    assert main(["--root", str(root), "--out", str(out), "--workers", "1"]) == 0
+    assert Samples(Index.load(out), "val").read(2, "webp") == buffer.getvalue()
+
+
+def test_only_the_row_group_that_is_read_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+
+    monkeypatch.setattr("data_prep.table.parquet_files.MAX_CELL_BYTES", 1000)
+    file, texts = tmp_path / "t.parquet", ["x" * 10_000 + str(n) for n in range(8)]
+    pq.write_table(pa.table({"a": [*"01234567", *texts]}), file, row_group_size=8)
+    assert sum(batch.num_rows for batch in batches(file, ["a"], [0])) == 8
+    for groups in ([1], None):
+        with pytest.raises(DataError, match="bytes in 8 rows of column 'a'"):
+            next(batches(file, ["a"], groups))

@@ -52,7 +52,7 @@ def test_candidates_are_those_of_the_release_with_the_right_one_first(index: Ind
     assert len(json.loads(val.read(9, "json"))["candidates"]) == 10 and "candidates" not in json.loads(
         train.read(0, "json")
     )
-    numbers, left_out = read_candidates(test, "hadm_id")
+    numbers, left_out = read_candidates(test)
     assert left_out == 0 and numbers[2] == list(range(2, 12)) and numbers[11][:3] == [11, 0, 1]
     with pytest.raises(DataError, match="no sample has candidates"):
         read_candidates(train, "hadm_id")
@@ -98,7 +98,7 @@ def test_a_damaged_row_is_listed(tmp_path: Path) -> None:
     assert len(Samples(Index.load(out), "train")) == 7
 
 
-@pytest.mark.parametrize("case", ["folder", "missing", "short", "pickle", "shape"])
+@pytest.mark.parametrize("case", ["folder", "missing", "short", "pickle", "shape", "width"])
 def test_wrong_layout_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_symile_mimic(tmp_path / "release")
     arrays = root / "data_npy"
@@ -113,6 +113,11 @@ def test_wrong_layout_is_one_line(case: str, tmp_path: Path, capsys: pytest.Capt
     elif case == "pickle":
         np.save(arrays / "train" / "hadm_id_train.npy", np.array([{}] * 8, dtype=object), allow_pickle=True)
         message = "no array"
+    elif case == "width":
+        np.save(
+            arrays / "val" / "labs_missingness_val.npy", np.load(arrays / "val" / "labs_missingness_val.npy")[:, 1:]
+        )
+        message = "labs_percentiles and labs_missingness of val have different widths"
     else:
         np.save(arrays / "train" / "cxr_train.npy", np.zeros((8, 4), dtype=np.float32))
         message = "an array [8, 4] of float32"
@@ -171,6 +176,6 @@ def test_candidates_that_a_limit_left_out_are_counted(tmp_path: Path) -> None:
         samples = Samples(Index.load(out), "test")
         if limit == 9:
             with pytest.raises(DataError, match="each of 9 queries lacks a candidate in the split"):
-                read_candidates(samples, "hadm_id")
+                read_candidates(samples)
         else:
-            assert read_candidates(samples, "hadm_id")[1] == left
+            assert read_candidates(samples)[1] == left
