@@ -8,6 +8,7 @@ ratios to one process, writes ``corpus_scale.json``.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measure import Row, comparison_parser, show, write
+from benchmarks.measure import Row, show, write
 from data_prep.table import main as table
 from mmrep.cli import main as mmrep
 from mmrep.encoders import ConvImageEncoder, NgramTextEncoder
@@ -154,7 +155,10 @@ def rows(folder: Path, rounds: int) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
-    options = comparison_parser(__doc__, RESULT, rounds=3).parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.corpus_scale", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each way")
+    parser.add_argument("--out", type=Path, default=RESULT, help=f"where the JSON goes ({RESULT})")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -163,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         MultimodalModel(encoders, PairwiseCLIPLoss()).save_pretrained(folder / "model")
         found = rows(folder, options.rounds)
     show("Whole corpora", found)
-    write(options.out or RESULT, found, "torch", "ray", "pyarrow", "mmrep", rounds=options.rounds)
+    write(options.out, found, "torch", "ray", "pyarrow", "mmrep", rounds=options.rounds)
     return 0
 
 

@@ -35,16 +35,20 @@ MOST_GROWTH = 8e6
 WINDOWS = 10
 """A window may jump, once for each process: a full garbage collection writes to every object, and so copies at one time what a
 fork had left to several processes."""
+FEWEST_STEPS = 1000
+"""Of fewer, the windows have no or few notes."""
 Note = dict[str, int]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run both cases; gives 1 if anything grew or was repeated."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=5000, help=f"at least {FEWEST_STEPS} (5000)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="one run for each")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(argv)
+    if options.steps < FEWEST_STEPS:
+        parser.error(f"--steps {options.steps}: give at least {FEWEST_STEPS}, or there is nothing to judge")
     runs = [soak(ranks, options.steps) for ranks in options.ranks]
     for run in runs:
         show(run)
@@ -97,12 +101,14 @@ def growth(notes: Sequence[Note], steps: int) -> dict[str, Any]:
         note["files"] for note in late[: len(late) // 2]
     )
     written = np.array([note["metrics"] for note in late], dtype=float)
-    halves = np.diff(np.interp([at[0], (at[0] + at[-1]) / 2, at[-1]], at, written))
-    bend = float(halves[1] / halves[0]) if halves[0] else 1.0
+    first, second = np.diff(np.interp([at[0], (at[0] + at[-1]) / 2, at[-1]], at, written)).tolist()
+    grew = first > 0 and second > 0
+    bend = second / first if grew else 0.0
     faults = [f"memory grew by {memory / 1e6:.1f} MB"] if memory > MOST_GROWTH else []
     faults += [f"memory jumped {len(jumps)} times"] if len(jumps) > late[-1]["processes"] else []
     faults += [f"{files} more files are open"] if files > 0 else []
     faults += [f"metrics.csv grew {bend:.2f} times as much in the second half"] if bend > 1.1 else []
+    faults += [] if grew else ["metrics.csv does not grow"]
     return {
         "memory_bytes": round(memory),
         "jumps_bytes": jumps,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.soak import MOST_GROWTH, RESULT, growth, soak
+from benchmarks.soak import MOST_GROWTH, RESULT, growth, main, soak
 from benchmarks.soak_stderr import repeated, stderr_in
 from benchmarks.soak_watch import children, open_files, private_memory
 
@@ -68,6 +68,18 @@ def test_a_table_that_grows_faster_and_faster_is_a_fault() -> None:
     bent = [{**note, "metrics": note["step"] ** 2} for note in notes()]
     (fault,) = growth(bent, 5000)["faults"]
     assert "metrics.csv grew" in fault
+
+
+@pytest.mark.parametrize("until", [0, 1500, 3000])
+def test_a_table_that_does_not_grow_is_a_fault(until: int) -> None:
+    still = [{**note, "metrics": min(note["metrics"], 50 * until)} for note in notes()]
+    assert growth(still, 5000)["faults"] == ["metrics.csv does not grow"]
+
+
+def test_steps_that_are_too_few_to_judge_are_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--steps", "999"])
+    assert "--steps 999: give at least 1000" in capsys.readouterr().err
 
 
 def test_it_counts_this_process(tmp_path: Path) -> None:

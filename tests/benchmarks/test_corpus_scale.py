@@ -26,3 +26,9 @@ def test_the_page_says_what_was_measured() -> None:
     for case, row in rows.items():
         assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
         assert said[case].format(row["ratio"]) in page, case
+
+
+@pytest.mark.parametrize("words", [["--only", "shards"], ["--keep"]])
+def test_options_that_it_has_not_are_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        corpus_scale.main(words)
