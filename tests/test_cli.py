@@ -18,6 +18,7 @@ import yaml
 
 import mmrep
 from mmrep.cli import main
+from tests.tiny import file_bytes
 
 CONFIG: dict[str, Any] = {
     "model": {
@@ -411,3 +412,9 @@ def test_a_trained_model_is_classified_reported_searched_and_exported(
     with pytest.raises(SystemExit):  # argparse, for words that it does not know
         main(["search", "--index", str(out / "embedded"), "--video", "x"])
     assert "unrecognized" in capsys.readouterr().err
+
+
+def test_a_dry_run_leaves_an_earlier_run_as_it_is(home: Path) -> None:
+    before = file_bytes(home / "runs" / "base")
+    assert fit(home, "--trainer.fast_dev_run", "true", "--overwrite", name="base") == 0
+    assert file_bytes(home / "runs" / "base") == before

@@ -39,7 +39,7 @@ OF_OTHERS: list[tuple[object, str]] = [
     *((ModelCheckpoint(), name) for name in ("_last_global_step_saved", "_monitor_candidates", "_train_time_interval")),
     *((ModelCheckpoint(), name) for name in ("_save_last_checkpoint", "_save_topk_checkpoint")),
     (EarlyStopping("val/loss"), "_run_early_stopping_check"),
-    *((WeightAveraging(), name) for name in ("_device", "_latest_update_step")),
+    *((WeightAveraging(), name) for name in ("_average_model", "_device", "_latest_update_step")),
     *((LightningCLI, name) for name in ("_get", "_instantiate_trainer", "_run_subcommand")),
     *((_SubprocessScriptLauncher, name) for name in ("_call_children_scripts", "kill")),
     (_SignalConnector, "register_signal_handlers"),

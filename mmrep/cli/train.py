@@ -184,7 +184,7 @@ class TrainCLI(LightningCLI):
             strategy.checkpoint_io = DurableCheckpointIO()
         self._signals.take_over(trainer)
         folder, minutes = Path(options.checkpoint.dirpath), options.checkpoint_minutes
-        by_time = minutes > 0 and options.trainer.enable_checkpointing is not False
+        by_time = minutes > 0 and options.trainer.enable_checkpointing is not False and not options.trainer.fast_dev_run
         timed = [TimedCheckpoint(folder, timedelta(minutes=minutes))] if by_time else []
         keeping = [PendingValidation(), AccumulatedGradients(), *timed, Preemption(self._signals, folder)]
         assert self.run_folder is not None
@@ -208,7 +208,7 @@ class TrainCLI(LightningCLI):
             self.model.check_checkpoint(read_checkpoint(options.ckpt_path, mapped=True), options.ckpt_path)
         self.datamodule.check(self.model.model.by_modality, str(self.subcommand))
         self._meeting.all_ready(options.hang_after)
-        if self.subcommand == "fit" and self.run_folder is not None:
+        if self.subcommand == "fit" and self.run_folder is not None and not options.trainer.fast_dev_run:
             self.run_folder.make_way(Path(options.checkpoint.dirpath), overwrite=options.overwrite)
         # What belongs to this start and not to the run stays out of config.yaml: started again under another name, it must
         # neither replace this run nor write into its folder.

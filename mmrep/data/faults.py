@@ -7,9 +7,12 @@ tried again and then raised, since leaving out what could not be read would make
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
+import io
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, fields
@@ -35,6 +38,7 @@ class FaultLog:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._known = {_identity(fault) for fault in read_quarantine(path)} if path and path.exists() else set()
         self._met: set[tuple[str, str, str]] = set()
+        self._told = False
 
     @property
     def distinct(self) -> int:
@@ -50,7 +54,20 @@ class FaultLog:
             self._met.add(where)
             self.counts[fault.shard, fault.reason] += 1
             if self.path is not None and where not in self._known:
-                _append(self.path, fault)
+                self._write(self.path, fault)
+
+    def _write(self, path: Path, fault: Fault) -> None:
+        """A disk that is full ends no training: the fault is counted, and not listed."""
+        try:
+            _append(path, fault)
+        except OSError as error:
+            if not self._told:
+                print(
+                    f"mmrep: warning: corrupt samples cannot be listed ({error.strerror}) [{path}]",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._told = True
 
     def check(self, total: int) -> None:
         """Stop when too many samples are faulty.
@@ -92,11 +109,22 @@ def _identity(fault: Fault) -> tuple[str, str, str]:
 
 
 def _append(path: Path, fault: Fault) -> None:
-    """Add one line, under a lock, so that ranks do not tear each other's lines and one of them writes the heading."""
+    """Add one line, under a lock, so that ranks do not tear each other's lines and one of them writes the heading.
+
+    The whole line or, where there is no room for it, nothing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="") as file:
+    with path.open("ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        writer = csv.writer(file)
-        if not os.fstat(file.fileno()).st_size:
+        size, line = os.fstat(file.fileno()).st_size, io.StringIO(newline="")
+        writer = csv.writer(line)
+        if not size:
             writer.writerow([field.name for field in fields(Fault)])
         writer.writerow(astuple(fault))
+        content = line.getvalue().encode("utf-8", errors="replace")
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise

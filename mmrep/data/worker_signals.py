@@ -34,7 +34,10 @@ def leave_signals_to_the_parent(then: Callable[[int], None] | None, worker: int)
         then: The loader's own ``worker_init_fn``.
         worker: Number of the worker.
     """
-    threading.Thread(target=_end_with_the_parent, name="mmrep-worker-signals", daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_end_with_the_parent, name="mmrep-worker-signals", daemon=True).start()
+    else:  # macOS cannot tell who sent it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if then is not None:
         then(worker)
 

@@ -35,6 +35,7 @@ def checkpoint_activations(encoder: Encoder) -> int:
     for name, network in encoder.named_modules():
         enable = _own_way(network)
         if enable is not None and not (inside and name.startswith(inside)):
+            _refuse_statistics(name, network)
             enable({"use_reentrant": False})
             found, inside = found + 1, f"{name}."
     wrapped = [] if found else list(_blocks(encoder))

@@ -63,6 +63,16 @@ class LogMel(MelSpectrogram):
     def __init__(self, rate: int, mels: int) -> None:
         super().__init__(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 50, n_mels=mels)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogMel:
+        """Moves it, and leaves window and filter bank in fp32: in half precision they are other ones."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            there = fn(tensor)
+            return there if tensor.is_meta else tensor.to(there.device)
+
+        super()._apply(moved, recurse)
+        return self
+
     # A Fourier transform gains nothing from it, and torchaudio's code does not compile in one piece.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, waveform: Tensor, masked: bool = False) -> Tensor:
@@ -121,9 +131,9 @@ class MelEncoder(Encoder):
         return torch.zeros(n, self.length, dtype=torch.int16)
 
     def spectrogram(self, inputs: Tensor) -> Tensor:
-        """Waveforms ``[B, length]`` to ``[B, mels, frames]``, masked at random in training."""
+        """Waveforms ``[B, length]`` to ``[B, mels, frames]`` in the model's float type, masked at random in training."""
         spectrogram: Tensor = self.mel(inputs, self.training and self.augment)
-        return spectrogram
+        return spectrogram.to(next(self.parameters()).dtype)
 
 
 class MelAudioEncoder(MelEncoder):

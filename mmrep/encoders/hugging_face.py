@@ -280,6 +280,7 @@ class HFAudioEncoder(HFEncoder):
             if self.standardize:
                 variance, mean = torch.var_mean(inputs, dim=1, keepdim=True, correction=0)
                 inputs = (inputs - mean) * (variance + 1e-7).rsqrt()
+            inputs = inputs.to(next(self.parameters()).dtype)
         rows: Tensor = self.network(inputs).last_hidden_state
         return pool(rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device), self.pooling)
 

@@ -54,6 +54,7 @@ def open_split(
     rank: int = 0,
     world: int = 1,
     cache: ShardCache | None = None,
+    replace: bool = False,
 ) -> EvaluationLoader:
     """Every sample of a split once, shared by the ranks.
 
@@ -66,6 +67,7 @@ def open_split(
         rank: Of this process.
         world: Number of processes.
         cache: Where remote shards are kept.
+        replace: Whether corrupt samples of an index are left out and not raised.
 
     Raises:
         MmrepError: If the split is missing, or a modality does not fit.
@@ -75,7 +77,7 @@ def open_split(
         theirs = ClipBenchmarkDataset(source, split, encoders, together)
         loader = clip_benchmark_loader(theirs, num_workers=num_workers, rank=rank, world=world)
         return EvaluationLoader(loader, len(theirs))
-    ours = ShardDataset(Samples(source, split, cache), encoders, global_batch_size=together)
+    ours = ShardDataset(Samples(source, split, cache), encoders, global_batch_size=together, replace=replace)
     loader = make_loader(ours, encoders, num_workers=num_workers, rank=rank, world=world)
     return EvaluationLoader(loader, len(ours))
 

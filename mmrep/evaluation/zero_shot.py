@@ -43,6 +43,7 @@ class Split:
         num_workers: Loader processes of each rank.
         progress: Shows how far it is.
         cache: Where remote shards are kept.
+        replace: Whether corrupt samples of an index are left out and not raised.
     """
 
     source: Source
@@ -51,12 +52,20 @@ class Split:
     num_workers: int = 0
     progress: Progress = quiet
     cache: ShardCache | None = None
+    replace: bool = False
 
     def embed(self, model: MultimodalModel, encoders: Mapping[str, Preprocessor]) -> Embeddings:
         """The embeddings of this rank's samples, on the model's device."""
         sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
         loader = open_split(
-            self.source, self.name, encoders, **sizes, rank=rank(), world=world_size(), cache=self.cache
+            self.source,
+            self.name,
+            encoders,
+            **sizes,
+            rank=rank(),
+            world=world_size(),
+            cache=self.cache,
+            replace=self.replace,
         )
         with self.progress(EMBEDDING, loader.samples) as advance:
             embeddings = embed_loader(model, loader.batches, advance=advance)

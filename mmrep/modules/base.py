@@ -26,7 +26,7 @@ from mmrep.model import MultimodalModel
 from mmrep.modules.freezing import depth_scales, freeze_parameters, keep_frozen_in_eval
 from mmrep.modules.gradient_caching import make_caching, refuse_changing_state, warn_of_accumulation
 from mmrep.modules.logged import is_log_step, log_figures
-from mmrep.modules.optim import OPTIMIZERS, make_optimizer, warmup_cosine
+from mmrep.modules.optim import OPTIMIZERS, Schedule, make_optimizer, warmup_cosine
 from mmrep.modules.preparation import check_backend, prepare_encoders
 from mmrep.ops.gather import gather_embeddings, rank, sum_over_ranks, world_size
 from mmrep.ops.step_clock import ENCODERS_FORWARD, LOSS_FORWARD, mark_backward, timed
@@ -189,9 +189,7 @@ class ContrastiveModule(pl.LightningModule):
             scales=depth_scales(self.model, self.layer_decay),
         )
         planned = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, warmup_cosine(self.warmup_steps, int(planned) if math.isfinite(planned) else 0)
-        )
+        schedule = Schedule(optimizer, warmup_cosine(self.warmup_steps, int(planned) if math.isfinite(planned) else 0))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -270,9 +268,7 @@ class ContrastiveModule(pl.LightningModule):
         self.retrieved = retrieve(embeddings, self.model.loss)
         for direction, found in self.retrieved.items():
             figures |= {f"{direction}/{name}": found[name] for name in ("recall@1", "recall@5", "recall@10", "mrr")}
-        for name, value in figures.items():
-            if value is not None:
-                self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
+        log_figures(self, {f"{stage}/{name}": value for name, value in figures.items() if value is not None})
 
 
 def seed_random_numbers(seed: int, device: torch.device) -> None:

@@ -66,6 +66,18 @@ def _groups(
     return [group for group in groups if group["params"]]
 
 
+class Schedule(torch.optim.lr_scheduler.LambdaLR):
+    """`LambdaLR` that takes up parameter groups that a callback adds on the way, at their own rate: torch's raises then."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rates of all groups at this step."""
+        groups = self.optimizer.param_groups
+        # Each by itself: a checkpoint has the rates, and no functions.
+        self.lr_lambdas += [self.lr_lambdas[0]] * (len(groups) - len(self.lr_lambdas))
+        self.base_lrs += [group.setdefault("initial_lr", group["lr"]) for group in groups[len(self.base_lrs) :]]
+        return super().get_lr()
+
+
 def warmup_cosine(warmup: int, total: int) -> Callable[[int], float]:
     """The factor of the learning rate at a step: linear from 0 to 1, then half a cosine to 0.
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
+import multiprocessing
 import os
 import random
+import resource
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -322,3 +326,25 @@ def test_every_tuple_that_comes_out_went_in(seed: int, kind: str, before: bool, 
                 assert expected is not None
                 wanted = expected[extension]
                 assert content == (wanted.encode() if isinstance(wanted, str) else wanted)
+
+
+def bounded_log(path: Path, size: int) -> tuple[list[int], str]:
+    """In a process whose files may have ``size`` bytes: three faults; the size of the file after each, and what is said."""
+    sys.stderr = io.StringIO()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    log, sizes = FaultLog(path, 100, 0.5), []
+    for number in range(3):
+        log.add([Fault("a.tar", "0", f"key {number}", "txt", "checksum", "differs")])
+        sizes.append(path.stat().st_size)
+    assert log.distinct == 3, "they count"
+    return sizes, sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize("room", [10, 100])
+def test_a_full_disk_loses_lines_of_the_quarantine_and_no_run(room: int, tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        sizes, said = pool.apply(bounded_log, (tmp_path / "quarantine.csv", room))
+    kept = read_quarantine(tmp_path / "quarantine.csv")
+    assert [fault.key for fault in kept] == [f"key {number}" for number in range(len(kept))], "whole lines or none"
+    assert max(sizes) <= room and len(kept) == (0 if room == 10 else 1)
+    assert said.count("corrupt samples cannot be listed") == 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-import mmrep
+import mmrep.encoders
 from data_prep import audiocaps, candidates, clotho, cmu_mosei, coco, symile_m3, symile_mimic
 from mmrep.cli import main as mmrep_main
 from tests.data_prep import releases
@@ -125,9 +125,10 @@ def test_config_without_pretrained_towers_builds_its_model(case: str) -> None:
             )
             for name, encoder in given["encoders"].items()
         }
-    assert {encoder.head.out_features for encoder in encoders.values() if hasattr(encoder.head, "out_features")} == {
-        given["embed_dim"]
-    }
+    last = [
+        list(encoder.head.modules())[-1] for encoder in encoders.values()
+    ]  # of a head of layers, or the head itself
+    assert [layer.out_features for layer in last] == [given["embed_dim"]] * len(given["encoders"])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -55,7 +55,7 @@ def test_candidates_are_those_of_the_release_with_the_right_one_first(index: Ind
     numbers, left_out = read_candidates(test)
     assert left_out == 0 and numbers[2] == list(range(2, 12)) and numbers[11][:3] == [11, 0, 1]
     with pytest.raises(DataError, match="no sample has candidates"):
-        read_candidates(train, "hadm_id")
+        read_candidates(train)
 
 
 def test_accuracy_is_among_the_own_candidates() -> None:

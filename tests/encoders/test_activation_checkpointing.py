@@ -185,3 +185,20 @@ def test_statistics_of_batches_are_refused_unless_they_are_frozen() -> None:
     ):
         PairwiseCLIP(encoders, activation_checkpointing=True)
     assert PairwiseCLIP(encoders, activation_checkpointing=True, freeze=["image.backbone.*bn*", "image.*downsample.1"])
+
+
+def test_statistics_inside_a_network_of_transformers_are_refused_too() -> None:
+    class Network(torch.nn.Module):
+        supports_gradient_checkpointing = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(4)
+
+        def gradient_checkpointing_enable(self, options: dict[str, Any]) -> None:
+            raise AssertionError("it must be refused before")
+
+    encoder = FeaturesEncoder(8, size=4)
+    encoder.network = Network()
+    with pytest.raises(ConfigError, match=r"BatchNorm1d would count each batch twice.*\[network\.norm\]; freeze"):
+        checkpoint_activations(encoder)

@@ -143,3 +143,17 @@ def test_missing_values_are_told_from_zeros() -> None:
     assert bool(missing.isfinite().all()) and not torch.allclose(zero, missing)
     with pytest.raises(DataError, match="3 numbers where 2"):
         encoder.transform(False)(np.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_spectrograms_are_made_in_fp32_and_come_in_the_models_type(dtype: torch.dtype) -> None:
+    """As ``trainer.precision bf16-true`` and ``64-true`` convert a module."""
+    torch.manual_seed(0)
+    encoder = MelAudioEncoder(8, seconds=0.2, width=8).eval()
+    waves = torch.randint(-9000, 9000, (3, encoder.length), dtype=torch.int16)
+    expected, spectrogram = encoder(waves), encoder.spectrogram(waves)
+    encoder.to(dtype)
+    assert {buffer.dtype for buffer in encoder.mel.buffers()} == {torch.float32}
+    assert torch.equal(encoder.spectrogram(waves), spectrogram.to(dtype))
+    found = encoder(waves)
+    assert found.dtype == dtype and torch.allclose(found.float(), expected, rtol=0.05, atol=0.02)

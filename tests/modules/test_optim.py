@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 
-from mmrep.modules.optim import make_optimizer
+from mmrep.modules.optim import Schedule, make_optimizer, warmup_cosine
 
 
 def model() -> nn.Module:
@@ -80,3 +80,28 @@ def test_lightning_clips_its_gradients_under_mixed_precision(precision: str) -> 
     MixedPrecision(precision, "cpu").clip_gradients(optimizer, 1.0)  # type: ignore[arg-type]
     clipped = torch.cat([weight.grad.flatten() for weight in built.parameters() if weight.grad is not None])
     assert clipped.norm() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_schedule_takes_up_a_group_that_is_added_on_the_way() -> None:
+    """As a callback does that unfreezes; also after a resume, which restores the rates and no functions."""
+    first, later = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(first.parameters(), lr=1.0)
+    schedule = Schedule(optimizer, warmup_cosine(4, 8))
+    rates = []
+    for number in range(4):
+        if number == 2:
+            optimizer.add_param_group({"params": list(later.parameters()), "lr": 0.1})
+        optimizer.step()
+        schedule.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates[:2] == [[0.5], [0.75]] and rates[3] == pytest.approx([1.0, 0.1])
+
+    again = torch.optim.SGD(first.parameters(), lr=1.0)
+    resumed = Schedule(again, warmup_cosine(4, 8))
+    again.add_param_group({"params": list(later.parameters()), "lr": 0.1})
+    again.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    for one, other in ((optimizer, schedule), (again, resumed)):
+        one.step()
+        other.step()
+    assert [group["lr"] for group in again.param_groups] == [group["lr"] for group in optimizer.param_groups]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.errors import CheckpointError, ConfigError
-
-ENCODERS = "model.encoders."
+from mmrep.modules.freezing import ENCODERS
 
 
 class Averages:
@@ -31,10 +30,12 @@ class Averages:
     def __init__(self, module: nn.Module) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.swapped = False
+        self._device: torch.device | str | None = None
         self._begin(_learnt(module))
 
     def to(self, device: torch.device | str) -> None:
-        """Move the averages."""
+        """Move the averages, those that begin later too."""
+        self._device = device
         self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
 
     def check(self, module: nn.Module) -> None:
@@ -101,7 +102,9 @@ class Averages:
 
     def _begin(self, weights: Mapping[str, Tensor]) -> None:
         """Averages of what has none."""
-        self.tensors |= {name: w.detach().clone() for name, w in weights.items() if name not in self.tensors}
+        self.tensors |= {
+            name: w.detach().clone().to(self._device) for name, w in weights.items() if name not in self.tensors
+        }
 
 
 def _learnt(module: nn.Module) -> dict[str, Tensor]:
@@ -109,5 +112,5 @@ def _learnt(module: nn.Module) -> dict[str, Tensor]:
     kept = module.state_dict(keep_vars=True)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     buffers = {name for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    statistics = {name for name in buffers if name.startswith(ENCODERS)}
+    statistics = {name for name in buffers if name.startswith(f"model.{ENCODERS}")}
     return {name: tensor for name, tensor in kept.items() if name in trained or name in statistics}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.trainer.states import TrainerFn
 
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError
 from mmrep.modules.fault_tolerance.preemption import Preemption
+from mmrep.modules.logged import log_figures
 
 PREFIX = "eval/"
 """Of all that these callbacks log."""
@@ -47,13 +51,13 @@ class EvaluationCallback(pl.Callback):
 
     def due(self, trainer: pl.Trainer) -> bool:
         """Whether the validations of this epoch are to be logged."""
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        return not trainer.sanity_checking and not (fitting and (trainer.current_epoch + 1) % self.every_n_epochs)
+        return not trainer.sanity_checking and not (
+            fitting(trainer) and (trainer.current_epoch + 1) % self.every_n_epochs
+        )
 
     def log_figures(self, pl_module: pl.LightningModule, figures: Mapping[str, float]) -> None:
         """Log what is equal on all ranks already."""
-        for name, value in figures.items():
-            pl_module.log(f"{PREFIX}{self.name}/{name}", value, rank_zero_only=False, sync_dist=False)
+        log_figures(pl_module, {f"{PREFIX}{self.name}/{name}": value for name, value in figures.items()})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse two callbacks that log under the same name.
@@ -75,16 +79,27 @@ def evaluation_callbacks(trainer: pl.Trainer) -> list[EvaluationCallback]:
     return [callback for callback in callbacks if isinstance(callback, EvaluationCallback)]
 
 
-def stop_point(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[[], None]:
+def stop_point(trainer: pl.Trainer) -> Callable[[], None]:
     """What an evaluation calls between its batches, on all ranks equally often: it leaves the run that was told to stop."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # as above
     stops = [callback for callback in callbacks if isinstance(callback, Preemption)]
 
     def leave_if_asked() -> None:
         for stop in stops:
-            stop.between_batches(trainer, pl_module)
+            stop.between_batches(trainer)
 
     return leave_if_asked
+
+
+def fitting(trainer: pl.Trainer) -> bool:
+    """Whether this is a training, and no evaluation of its own."""
+    return bool(trainer.state.fn == TrainerFn.FITTING)
+
+
+def run_precision(trainer: pl.Trainer) -> AbstractContextManager[Any]:
+    """As the run computes in mixed precision, outside its own steps. Other kinds of precision are the weights' own."""
+    precision = trainer.precision_plugin
+    return precision.forward_context() if isinstance(precision, MixedPrecision) else nullcontext()
 
 
 def run_cache(trainer: pl.Trainer) -> ShardCache | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,7 +21,7 @@ from mmrep.evaluation.probe import Labelled
 from mmrep.evaluation.prompts import only_of
 from mmrep.evaluation.ranks import in_blocks
 from mmrep.model import MultimodalModel
-from mmrep.modules.callbacks.evaluation import VALIDATING, run_cache, run_data, stop_point
+from mmrep.modules.callbacks.evaluation import VALIDATING, fitting, run_cache, run_data, run_precision, stop_point
 from mmrep.modules.callbacks.labelled_features import labelled_features
 from mmrep.modules.callbacks.probe import Probe
 from mmrep.ops.gather import gather_rows, sum_over_ranks
@@ -118,23 +119,28 @@ class KNNProbe(Probe):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.due(trainer):
-            model = self.model_of(pl_module)
-            self.log_figures(pl_module, self.evaluate(model, stop_point(trainer, pl_module)))
+            with run_precision(trainer):
+                figures = self.evaluate(self.model_of(pl_module), stop_point(trainer), replace=fitting(trainer))
+            self.log_figures(pl_module, figures)
 
     @torch.inference_mode()
-    def evaluate(self, model: MultimodalModel, between: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def evaluate(
+        self, model: MultimodalModel, between: Callable[[], None] = lambda: None, *, replace: bool = False
+    ) -> dict[str, float]:
         """The figures by name. A collective: every rank calls it, after `setup`.
 
         Args:
             model: In evaluation mode afterwards.
             between: Called before each batch, equally often on all ranks.
+            replace: Whether corrupt samples are left out, as in a run, and not raised.
 
         Raises:
             MmrepError: If a split has nothing to probe, or features are not finite; on all ranks.
         """
         encoder = model.eval().by_modality[self.modality]
-        bank = self._gathered(*self._share(encoder, self._bank, self.bank_split, self.max_bank, between))
-        asking, _ = self._share(encoder, self._asking, self.split, None, between)
+        how = {"device": next(model.parameters()).device, "between": between, "replace": replace}
+        bank = self._gathered(*self._share(encoder, self._bank, self.bank_split, self.max_bank, how))
+        asking, _ = self._share(encoder, self._asking, self.split, None, how)
         broken = ~torch.cat([bank.features, asking.features]).isfinite().all(dim=1)
         right = self._count_right(bank, asking) if len(bank.classes) else asking.classes.new_zeros(2)
         counts = torch.cat([right, broken.sum()[None], right.new_tensor([len(asking.classes)])])
@@ -164,7 +170,7 @@ class KNNProbe(Probe):
         return Labelled(gather_rows(mine.features)[order], gather_rows(mine.classes)[order])
 
     def _share(
-        self, encoder: Encoder, index: Index | None, split: str, most: int | None, between: Callable[[], None]
+        self, encoder: Encoder, index: Index | None, split: str, most: int | None, how: dict[str, Any]
     ) -> tuple[Labelled, Tensor]:
         assert index is not None and self.label is not None, "known since it was set up"
         return labelled_features(
@@ -177,7 +183,7 @@ class KNNProbe(Probe):
             num_workers=self.num_workers,
             most=most,
             cache=self._cache,
-            between=between,
+            **how,
         )
 
 

@@ -47,11 +47,13 @@ def labelled_features(
     *,
     batch_size: int = 256,
     num_workers: int = 0,
+    device: torch.device | str = "cpu",
     most: int | None = None,
     cache: ShardCache | None = None,
+    replace: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[Labelled, Tensor]:
-    """This rank's share of a split: features of the backbone in fp32, on its device, with classes; and their places in it.
+    """This rank's share of a split: features of the backbone in fp32, with classes; and their places in it.
 
     Args:
         encoder: In evaluation mode.
@@ -61,13 +63,15 @@ def labelled_features(
         label: Whose classes.
         batch_size: Samples of a batch of this rank.
         num_workers: Loader processes.
+        device: Where the encoder is, and the features.
         most: Samples of the split that are read, over all ranks.
         cache: Where remote shards are kept.
+        replace: Whether corrupt samples are left out, as in a run, and not raised.
         between: Called before each batch, of which all ranks have equally many.
     """
-    samples, device = Samples(index, split, cache), next(encoder.parameters()).device
+    samples = Samples(index, split, cache)
     plan = SpreadPlan([samples.contents([modality])], batch_size * world_size(), 0, False, most=most)
-    dataset = ShardDataset(samples, {modality: encoder}, plan=plan)
+    dataset = ShardDataset(samples, {modality: encoder}, plan=plan, replace=replace)
     features = [torch.zeros(0, encoder.feature_dim, device=device)]
     classes = [torch.zeros(0, dtype=torch.int64, device=device)]
     places = [torch.zeros(0, dtype=torch.int64, device=device)]

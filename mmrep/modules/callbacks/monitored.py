@@ -29,6 +29,7 @@ class MonitoredCheckpoint(ModelCheckpoint):
     - With ``save_last`` the last checkpoint is written whenever one is due, and not only where it is among the best:
       otherwise a run that no longer improves would go on from an old one.
     - A ``/`` in a figure's name makes no folder in ``filename``.
+    - A dry run (``trainer.fast_dev_run``) writes none at its end either.
     - ``save_on_exception`` holds for a process alone: one of several would wait for the others, which have no exception.
 
     ``mmrep fit`` makes one from ``--checkpoint.monitor`` and so on.
@@ -70,9 +71,8 @@ class MonitoredCheckpoint(ModelCheckpoint):
         if not self._by_validation:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return
-        every, fast = self._every_n_train_steps, trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a connector
-        stepped = not trainer.fit_loop._should_accumulate()
-        if self.save_last and every and trainer.global_step % every == 0 and stepped and not fast:
+        every, stepped = self._every_n_train_steps, not trainer.fit_loop._should_accumulate()
+        if self.save_last and every and trainer.global_step % every == 0 and stepped:
             before = self._last_global_step_saved
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             self._last_global_step_saved = before  # a validation after this step still has the best to choose
@@ -93,6 +93,10 @@ class MonitoredCheckpoint(ModelCheckpoint):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
         if self.save_last:
             self._last_global_step_saved = trainer.global_step  # by this Lightning decides on the last checkpoint
+
+    def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of Lightning's connectors
+            super()._save_last_checkpoint(trainer, monitor_candidates)
 
     def _format_checkpoint_name(
         self, filename: str | None, metrics: dict[str, Tensor], *args: Any, **options: Any

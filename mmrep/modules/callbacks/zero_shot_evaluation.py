@@ -21,7 +21,15 @@ from mmrep.evaluation.zero_shot import (
     zero_shot_retrieval,
 )
 from mmrep.model import MultimodalModel
-from mmrep.modules.callbacks.evaluation import VALIDATING, EvaluationCallback, run_cache, run_data, stop_point
+from mmrep.modules.callbacks.evaluation import (
+    VALIDATING,
+    EvaluationCallback,
+    fitting,
+    run_cache,
+    run_data,
+    run_precision,
+    stop_point,
+)
 
 TASKS = ("classification", "retrieval")
 RETRIEVAL_FIGURES = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank")
@@ -127,14 +135,19 @@ class ZeroShotEvaluation(EvaluationCallback):
         if self.due(trainer):
             model = pl_module.model
             assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
-            self.log_figures(pl_module, self.evaluate(model, stop_point(trainer, pl_module)))
+            with run_precision(trainer):
+                figures = self.evaluate(model, stop_point(trainer), replace=fitting(trainer))
+            self.log_figures(pl_module, figures)
 
-    def evaluate(self, model: MultimodalModel, between: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def evaluate(
+        self, model: MultimodalModel, between: Callable[[], None] = lambda: None, *, replace: bool = False
+    ) -> dict[str, float]:
         """The figures by name, without those that do not exist. A collective: every rank calls it.
 
         Args:
             model: In evaluation mode afterwards.
             between: Called after each batch that was embedded, equally often on all ranks.
+            replace: Whether corrupt samples of an index are left out, as in a run, and not raised.
         """
         assert self.data is not None, "known since it was set up"
 
@@ -143,7 +156,7 @@ class ZeroShotEvaluation(EvaluationCallback):
             yield lambda count: between() if title == EMBEDDING else None  # ranks may have unequally many prompts
 
         source = open_source(self.data, self._cache)
-        split = Split(source, self.split, self.batch_size, self.num_workers, progress, self._cache)
+        split = Split(source, self.split, self.batch_size, self.num_workers, progress, self._cache, replace)
         names = {"image": self.modality, "text": self.text_modality}
         if self.task == "retrieval":
             directions, _ = zero_shot_retrieval(model, split, self._directions(source, model), **names)

@@ -15,11 +15,10 @@ import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
-from mmrep.modules.base import ContrastiveModule
+from mmrep.data.worker_signals import SIGNALS
 from mmrep.modules.fault_tolerance.checkpoint_io import DurableCheckpointIO
 from mmrep.ops.gather import sum_over_ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 TWICE = 2.0
 """Seconds within which a launcher's Ctrl-C and the terminal's own count as one."""
 STOPPED = "stopped.ckpt"
@@ -100,7 +99,7 @@ class Preemption(Callback):
         self._first_step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        asked = torch.tensor(int(self.signals.received is not None), device=trainer.strategy.root_device)
+        asked = torch.tensor(int(self.signals.asked()), device=trainer.strategy.root_device)
         if stage == "fit" and int(sum_over_ranks(asked)):
             raise PreemptedError(told("before the first step", None))
 
@@ -108,10 +107,10 @@ class Preemption(Callback):
         self._first_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.stop_asked = self.signals.received is not None
+        pl_module.stop_asked = self.signals.asked()
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        pl_module.stop_asked = self.signals.received is not None
+        pl_module.stop_asked = self.signals.asked()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if pl_module.stop_agreed and not trainer.fit_loop._should_accumulate():
@@ -120,22 +119,29 @@ class Preemption(Callback):
                 trainer._logger_connector.update_train_step_metrics,
             ):
                 metrics()  # of this step, which is not done again
-            self._leave(trainer, pl_module)
+            self._leave(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if pl_module.stop_agreed and trainer.state.fn == "fit":
             for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
                 if isinstance(callback, WeightAveraging):  # the module has the averages for now
                     callback.on_validation_epoch_end(trainer, pl_module)
-            self._leave(trainer, pl_module)
+            self._leave(trainer)
 
-    def between_batches(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """The same in an evaluation of a callback's own: a collective, called by every rank at the same batches."""
+    def between_batches(self, trainer: pl.Trainer) -> None:
+        """The same in an evaluation of a callback's own: a collective, called by every rank at the same batches.
+
+        Not beside Lightning's own weight averaging, which does not tell whether the module holds the averages for now: the
+        next step stops that run.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
+        if trainer.state.fn != "fit" or any(getattr(other, "_average_model", None) is not None for other in callbacks):
+            return
         asked = torch.tensor(int(self.signals.asked()), device=trainer.strategy.root_device)
-        if trainer.state.fn == "fit" and int(sum_over_ranks(asked)):
-            self._leave(trainer, pl_module)
+        if int(sum_over_ranks(asked)):
+            self._leave(trainer)
 
-    def _leave(self, trainer: pl.Trainer, module: ContrastiveModule) -> None:
+    def _leave(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self._first_step:
             raise PreemptedError(told("before the first step", None))
         path = self.folder / STOPPED

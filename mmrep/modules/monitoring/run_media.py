@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities import rank_zero_only
 
+from mmrep.data.datamodule import ShardDataModule
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.html_page import table, write_page
 from mmrep.data.reader import Samples
@@ -26,6 +25,7 @@ from mmrep.evaluation.html_report import STYLE
 from mmrep.evaluation.report import HEADINGS, retrieval_cells
 from mmrep.evaluation.retrieval import Direction
 from mmrep.model import MultimodalModel
+from mmrep.modules.callbacks.evaluation import run_precision
 from mmrep.modules.fault_tolerance.preemption import PreemptedError
 from mmrep.modules.monitoring.wandb_logger import OfflineSafeWandbLogger, first_line
 
@@ -39,7 +39,7 @@ BATCH = 128
 class RunMedia(pl.Callback):
     """Logs the resolved config at the start, the retrieval table of every validation, the page at the end of the training.
 
-    The page is of the weights of the last step. The first rank makes it, alone.
+    The page is of the weights that the run ends with: the last step's, or their averages. The first rank makes it, alone.
 
     Args:
         folder: Of the run: its config.yaml is logged, the page becomes its examples.html.
@@ -89,7 +89,7 @@ class RunMedia(pl.Callback):
         model = pl_module.model
         assert isinstance(model, MultimodalModel), "it has retrieved"
         try:
-            with _autocast(trainer):
+            with run_precision(trainer):
                 page = write_examples(self.folder / "examples.html", model, splits[0], list(directions), self.queries)
         except Exception as error:  # whatever it is, the GPU's memory included: the trained model is yet to be written
             print(f"mmrep: warning: no page of examples: {first_line(error)}", file=sys.stderr)
@@ -134,13 +134,7 @@ def write_examples(path: Path, model: MultimodalModel, samples: Samples, directi
     return write_page(path, f"Examples of {path.parent.name}", parts, style=STYLE)
 
 
-def _autocast(trainer: pl.Trainer) -> AbstractContextManager[Any]:
-    """As training computes in mixed precision. Other kinds of precision are the weights' own."""
-    precision = trainer.precision_plugin
-    return precision.forward_context() if isinstance(precision, MixedPrecision) else nullcontext()
-
-
 def _validated(trainer: pl.Trainer) -> list[Samples]:
     """What the data module validates on; nothing where it does not, or is another one."""
     module = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
-    return module.validated() if hasattr(module, "validated") else []
+    return module.validated() if isinstance(module, ShardDataModule) else []

@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from mmrep.cli import main
 from mmrep.data.index import Index
 from mmrep.data.order import Contents
+from mmrep.encoders import ConvImageEncoder
 from mmrep.errors import ConfigError, MmrepError
 from mmrep.model import MultimodalModel
 from mmrep.modules.callbacks import KNNProbe
@@ -150,3 +151,21 @@ def test_mistakes_are_found_before_the_first_step(tiny_shards: Path, tmp_path: P
     ):
         with pytest.raises(ConfigError, match=message):
             KNNProbe("image", **options)
+
+
+def test_a_backbone_without_weights_is_probed(tiny_shards: Path) -> None:
+    class Mean(ConvImageEncoder):
+        """The mean of each channel, and nothing that is learned."""
+
+        def __init__(self) -> None:
+            super().__init__(8, image_size=16, width=8)
+            for name, _ in list(self.named_children()):
+                delattr(self, name)
+
+        def features(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs.float().mean(dim=(2, 3)).repeat(1, self.feature_dim)[:, : self.feature_dim]
+
+    index, encoder = Index.load(tiny_shards), Mean()
+    assert not list(encoder.parameters())
+    found, places = labelled_features(encoder, index, "val", "image", "label")
+    assert len(found.features) == len(places) > 10

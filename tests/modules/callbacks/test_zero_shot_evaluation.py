@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from mmrep.cli import main
 from mmrep.data.datamodule import ShardDataModule
 from mmrep.encoders import ConvImageEncoder, MelAudioEncoder, NgramTextEncoder
-from mmrep.errors import ConfigError, MmrepError
+from mmrep.errors import ConfigError, MmrepError, SampleError
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
 from mmrep.modules import PairwiseCLIP
+from mmrep.modules.callbacks import KNNProbe
 from mmrep.modules.callbacks.zero_shot_evaluation import ZeroShotEvaluation
+from tests.data.test_faults import damage
 from tests.gloo_pool import GlooPool
+from tests.modules.callbacks.small_runs import data, module, trainer
 
 ENCODERS: dict[str, Any] = {
     "image": lambda d: ConvImageEncoder(d, image_size=16, width=8),
@@ -115,3 +119,16 @@ def test_mistakes_are_found_before_the_first_step(tiny_shards: Path, tmp_path: P
         callback = ZeroShotEvaluation(**{"data": str(tiny_shards), **options})
         with pytest.raises(MmrepError, match=message):
             callback.setup(pl.Trainer(accelerator="cpu", logger=False), module, "fit")
+
+
+def test_a_corrupt_sample_ends_an_evaluation_and_no_run(tiny_shards: Path, tmp_path: Path) -> None:
+    """As in the run's own validation: it is left out there, and refused by a command."""
+    shards = Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
+    damage(shards, {"val-0-0002": "png", "train-0-0001": "png"})
+    watched = [ZeroShotEvaluation(str(shards), split="val"), KNNProbe("image", data=str(shards))]
+    run = trainer(tmp_path, 1, *watched)
+    run.fit(module(), data(shards, max_bad_fraction=0.1))
+    assert {"eval/shards/text->image/recall@1", "eval/knn_image/acc1"} <= run.callback_metrics.keys()
+    for callback in watched:
+        with pytest.raises(SampleError, match="checksum differs"):
+            callback.evaluate(module().model)
