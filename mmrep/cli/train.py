@@ -135,7 +135,7 @@ class TrainCLI(LightningCLI):
         if self.subcommand == "fit":
             self.run_folder.check(overwrite=options.overwrite, resume=options.resume, checkpoint=options.ckpt_path)
             options.name = name
-            if options.data.quarantine is None:
+            if options.data.quarantine is None and not options.trainer.fast_dev_run:
                 self._default_quarantine = True
                 options.data.quarantine = str(self.run_folder.path / "quarantine.csv")
         self._dirpath = options.checkpoint.dirpath

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mmrep.batch import Batch
 from mmrep.data.dataset import Preprocessor, ShardDataset, check_modalities, make_loader
-from mmrep.data.faults import FaultLog
+from mmrep.data.faults import MAX_BAD_FRACTION, FaultLog
 from mmrep.data.index import Index
 from mmrep.data.plan import Plan, from_the_start
 from mmrep.data.position import Position
@@ -22,7 +22,7 @@ from mmrep.data.reader import Samples
 from mmrep.data.shard_cache import ShardCache
 from mmrep.data.stream import Stream, StreamDataset, StreamLoader
 from mmrep.errors import ConfigError
-from mmrep.ops.gather import sum_over_ranks, world_size
+from mmrep.ops.gather import world_size
 
 COUNT_FAULTS_EVERY = 32
 """Batches after which the ranks add up their faulty samples."""
@@ -85,7 +85,7 @@ class ShardDataModule(pl.LightningDataModule):
         eval_path: str | None = None,
         batching: str = "mixed",
         window: int = 64,
-        max_bad_fraction: float = 0.001,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
         quarantine: str | None = None,
         cache_dir: str | None = None,
         cache_gb: float = 64.0,
@@ -193,7 +193,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     def _check_faults(self) -> None:
         for log in self._faults.values():
-            log.check(int(sum_over_ranks(torch.tensor([log.distinct], dtype=torch.int64, device=self._device()))))
+            log.check_over_ranks(self._device())
 
     def _here(self) -> Position:
         """Where the training stands: the batch that comes next."""
@@ -244,7 +244,7 @@ class ShardDataModule(pl.LightningDataModule):
         parts = self._parts(split, train=train)
         fitting = self._stage == "fit"
         if fitting:
-            self._log_faults(split, sum(len(samples) for samples in parts))
+            self._faults[split] = self.fault_log(sum(len(samples) for samples in parts))
         plan = self._plan(parts, list(encoders), train=train)
         return make_loader(
             ShardDataset(parts, encoders, plan=plan, train=train, seed=self.seed, replace=fitting),
@@ -267,7 +267,7 @@ class ShardDataModule(pl.LightningDataModule):
             self._faults[self.train_split].samples = drawn
             return epoch, batch
 
-        self._log_faults(self.train_split, 0)
+        self._faults[self.train_split] = self.fault_log(0)
         dataset = self._streamed(stream, self._encoders(), trainer.global_rank, trainer.world_size)
         pin_memory = trainer.strategy.root_device.type == "cuda"
         return StreamLoader(dataset, self.num_workers, position, pin_memory)
@@ -289,9 +289,9 @@ class ShardDataModule(pl.LightningDataModule):
         assert self.trainer is not None, "a trainer is attached before its loaders are made"
         return cast(Mapping[str, Preprocessor], cast(Any, self.trainer.lightning_module.model).by_modality)
 
-    def _log_faults(self, split: str, samples: int) -> None:
-        quarantine = Path(self.quarantine) if self.quarantine else None
-        self._faults[split] = FaultLog(quarantine, samples, self.max_bad_fraction)
+    def fault_log(self, samples: int = 0) -> FaultLog:
+        """Where an evaluation of so many samples, within a training, notes the corrupt ones."""
+        return FaultLog(Path(self.quarantine) if self.quarantine else None, samples, self.max_bad_fraction)
 
     @property
     def _only_streams(self) -> bool:

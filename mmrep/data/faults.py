@@ -14,14 +14,20 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 
+import torch
+
+from mmrep.batch import Batch
 from mmrep.errors import DataError, Fault
+from mmrep.ops.gather import sum_over_ranks
 
 MOST_IN_A_ROW = 100
 """Spares that may fail one after another before it is no accident any more."""
+MAX_BAD_FRACTION = 0.001
+"""Share of the samples that may be faulty, unless the user says another."""
 
 
 class FaultLog:
@@ -68,6 +74,17 @@ class FaultLog:
                     flush=True,
                 )
             self._told = True
+
+    def noting(self, batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
+        """The batches of so many more samples; their faults are noted in passing."""
+        self.samples += samples
+        for batch in batches:
+            self.add(batch.faults)
+            yield batch
+
+    def check_over_ranks(self, device: torch.device | str) -> None:
+        """`check` of what all ranks met. A collective: every rank calls it."""
+        self.check(int(sum_over_ranks(torch.tensor([self.distinct], dtype=torch.int64, device=device))))
 
     def check(self, total: int) -> None:
         """Stop when too many samples are faulty.

@@ -35,7 +35,8 @@ def checkpoint_activations(encoder: Encoder) -> int:
     for name, network in encoder.named_modules():
         enable = _own_way(network)
         if enable is not None and not (inside and name.startswith(inside)):
-            _refuse_statistics(name, network)
+            for path, layer in _computed_again(name, network):
+                _refuse_statistics(path, layer)
             enable({"use_reentrant": False})
             found, inside = found + 1, f"{name}."
     wrapped = [] if found else list(_blocks(encoder))
@@ -52,6 +53,17 @@ def _own_way(network: nn.Module) -> Callable[[dict[str, Any]], None] | None:
     name = "activation_checkpointing_enable"
     enable = getattr(network, name if hasattr(network, name) else "gradient_checkpointing_enable", None)
     return enable if callable(enable) else None
+
+
+def _computed_again(name: str, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names and layers that a network of transformers checkpoints: those of its class for it, else perhaps any."""
+    layers = [(path, layer) for path, layer in network.named_modules(prefix=name) if _is_checkpointed(layer)]
+    yield from layers or [(name, network)]
+
+
+def _is_checkpointed(layer: nn.Module) -> bool:
+    # By name: whoever has such a layer has imported transformers, which takes seconds.
+    return any(base.__name__ == "GradientCheckpointingLayer" for base in type(layer).__mro__)
 
 
 def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -160,3 +160,9 @@ class Standardize(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+
+def placed(views: Tensor, encoder: nn.Module, device: torch.device | str) -> Tensor:
+    """An encoder's inputs on a device, floats in the type of its weights, as Lightning gives them to a run of any precision."""
+    weight = next(encoder.parameters(), None)
+    return views.to(device, weight.dtype if weight is not None and views.is_floating_point() else None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.batch import Input
-from mmrep.encoders.base import Encoder
+from mmrep.encoders.base import Encoder, placed
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 """Of torch, ``SyncBatchNorm`` and the subclasses of timm and torchvision included."""
@@ -45,7 +45,7 @@ def changed_buffers(encoder: Encoder) -> list[str]:
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     weight = next(encoder.parameters(), torch.zeros(()))
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []), torch.no_grad():
-        encoder.forward(_blanks(encoder, weight))  # not compiled: it runs once
+        encoder.forward(_blanks(encoder, weight.device))  # not compiled: it runs once
     found = []
     for name, buffer in encoder.named_buffers():
         old = before.get(name)
@@ -56,12 +56,12 @@ def changed_buffers(encoder: Encoder) -> list[str]:
     return found
 
 
-def _blanks(encoder: Encoder, like: Tensor) -> Input:
-    """Two blank samples on the device, and floats in the type, of a weight."""
+def _blanks(encoder: Encoder, device: torch.device) -> Input:
+    """Two blank samples."""
     blank = encoder.blank(train=True)
 
     def two(views: Tensor) -> Tensor:
-        return torch.stack([views, views]).to(like.device, like.dtype if views.is_floating_point() else None)
+        return placed(torch.stack([views, views]), encoder, device)
 
     return two(blank) if isinstance(blank, Tensor) else [two(views) for views in blank]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmrep.batch import Batch
+from mmrep.encoders.base import placed
 from mmrep.errors import MmrepError
 from mmrep.model import MultimodalModel
 from mmrep.ops.gather import gather_rows, world_size
@@ -120,5 +121,5 @@ def _embed(model: MultimodalModel, batch: Batch, name: str, device: torch.device
     assert isinstance(inputs, Tensor), "in evaluation a sample comes once"
     rows = torch.zeros(len(batch), model.embed_dim)
     if bool(there.any()):
-        rows[there] = model({name: inputs[there].to(device)})[name].float().cpu()
+        rows[there] = model({name: placed(inputs[there], model.by_modality[name], device)})[name].float().cpu()
     return rows

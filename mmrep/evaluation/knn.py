@@ -56,7 +56,17 @@ def knn_probe(
 def knn_votes(
     train: Labelled, features: Tensor, num_classes: int, ks: Sequence[int], temperature: float
 ) -> dict[int, Tensor]:
-    """For each k the votes ``[N, C]`` for the classes of features ``[N, F]``, up to a factor for each sample."""
+    """For each k the votes ``[N, C]`` for the classes of features ``[N, F]``, up to a factor for each sample.
+
+    In fp32, within autocast too: cosines of half precision, divided by the temperature, give other neighbours.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return _votes(train, features, num_classes, ks, temperature)
+
+
+def _votes(
+    train: Labelled, features: Tensor, num_classes: int, ks: Sequence[int], temperature: float
+) -> dict[int, Tensor]:
     bank = F.normalize(train.features.float(), dim=1)
     votes: dict[int, list[Tensor]] = {k: [] for k in ks}
     for part in F.normalize(features.float(), dim=1).split(max(1, MOST_SIMILARITIES // len(bank))):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mmrep.data.dataset import Preprocessor
+from mmrep.data.faults import FaultLog
 from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError, did_you_mean
 from mmrep.evaluation.classification import class_embeddings, classify
@@ -43,7 +44,7 @@ class Split:
         num_workers: Loader processes of each rank.
         progress: Shows how far it is.
         cache: Where remote shards are kept.
-        replace: Whether corrupt samples of an index are left out and not raised.
+        faults: Notes the corrupt samples of an index, which are left out then and not raised.
     """
 
     source: Source
@@ -52,7 +53,7 @@ class Split:
     num_workers: int = 0
     progress: Progress = quiet
     cache: ShardCache | None = None
-    replace: bool = False
+    faults: FaultLog | None = None
 
     def embed(self, model: MultimodalModel, encoders: Mapping[str, Preprocessor]) -> Embeddings:
         """The embeddings of this rank's samples, on the model's device."""
@@ -65,10 +66,11 @@ class Split:
             rank=rank(),
             world=world_size(),
             cache=self.cache,
-            replace=self.replace,
+            replace=self.faults is not None,
         )
+        batches = loader.batches if self.faults is None else self.faults.noting(loader.batches, loader.samples)
         with self.progress(EMBEDDING, loader.samples) as advance:
-            embeddings = embed_loader(model, loader.batches, advance=advance)
+            embeddings = embed_loader(model, batches, advance=advance)
         return embeddings.to(next(model.parameters()).device)
 
 

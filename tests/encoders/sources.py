@@ -59,7 +59,7 @@ def write_text_source(folder: Path, kind: str = "bert", **changed: Any) -> Path:
     return folder
 
 
-def write_audio_source(folder: Path, kind: str) -> Path:
+def write_audio_source(folder: Path, kind: str, **changed: Any) -> Path:
     """An audio network and its feature extractor."""
     import transformers
 
@@ -68,7 +68,7 @@ def write_audio_source(folder: Path, kind: str) -> Path:
         "audio-spectrogram-transformer": transformers.ASTFeatureExtractor(max_length=128),
     }
     extractors.get(kind, transformers.Wav2Vec2FeatureExtractor()).save_pretrained(folder)
-    config = transformers.AutoConfig.for_model(kind, **AUDIO_NETWORKS[kind])
+    config = transformers.AutoConfig.for_model(kind, **{**AUDIO_NETWORKS[kind], **changed})
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     return folder

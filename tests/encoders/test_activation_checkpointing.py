@@ -202,3 +202,12 @@ def test_statistics_inside_a_network_of_transformers_are_refused_too() -> None:
     encoder.network = Network()
     with pytest.raises(ConfigError, match=r"BatchNorm1d would count each batch twice.*\[network\.norm\]; freeze"):
         checkpoint_activations(encoder)
+
+
+def test_statistics_outside_the_layers_that_are_computed_again_are_not_refused(tmp_path: Path) -> None:
+    source = write_audio_source(tmp_path, "hubert", conv_pos_batch_norm=True)
+    encoder = HFAudioEncoder(8, str(source), seconds=0.5, projection=True).train()
+    assert checkpoint_activations(encoder) == 1
+    encoder(inputs_of(encoder, 4)).sum().backward()
+    counted = {name: int(number) for name, number in encoder.named_buffers() if name.endswith("num_batches_tracked")}
+    assert len(counted) == 1 and set(counted.values()) == {1}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +11,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.trainer.states import TrainerFn
 
 from mmrep.data.datamodule import ShardDataModule
+from mmrep.data.faults import MAX_BAD_FRACTION, FaultLog
 from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError
 from mmrep.modules.fault_tolerance.preemption import Preemption
@@ -51,9 +52,8 @@ class EvaluationCallback(pl.Callback):
 
     def due(self, trainer: pl.Trainer) -> bool:
         """Whether the validations of this epoch are to be logged."""
-        return not trainer.sanity_checking and not (
-            fitting(trainer) and (trainer.current_epoch + 1) % self.every_n_epochs
-        )
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        return not trainer.sanity_checking and not (fitting and (trainer.current_epoch + 1) % self.every_n_epochs)
 
     def log_figures(self, pl_module: pl.LightningModule, figures: Mapping[str, float]) -> None:
         """Log what is equal on all ranks already."""
@@ -91,13 +91,24 @@ def stop_point(trainer: pl.Trainer) -> Callable[[], None]:
     return leave_if_asked
 
 
-def fitting(trainer: pl.Trainer) -> bool:
-    """Whether this is a training, and no evaluation of its own."""
-    return bool(trainer.state.fn == TrainerFn.FITTING)
+@contextmanager
+def as_in_run(trainer: pl.Trainer) -> Iterator[FaultLog | None]:
+    """An evaluation with the precision and the faults of the run's own validation. A collective: every rank enters it.
+
+    Gives the log for corrupt samples: too many end a training after the evaluation, on all ranks together. None in an
+    evaluation of its own, which refuses them.
+    """
+    data, faults = getattr(trainer, "datamodule", None), None
+    if trainer.state.fn == TrainerFn.FITTING:
+        faults = data.fault_log() if isinstance(data, ShardDataModule) else FaultLog(None, 0, MAX_BAD_FRACTION)
+    with run_precision(trainer):
+        yield faults
+    if faults is not None:
+        faults.check_over_ranks(trainer.strategy.root_device)
 
 
 def run_precision(trainer: pl.Trainer) -> AbstractContextManager[Any]:
-    """As the run computes in mixed precision, outside its own steps. Other kinds of precision are the weights' own."""
+    """As the run computes in mixed precision, outside its own steps. Otherwise it is the weights' own."""
     precision = trainer.precision_plugin
     return precision.forward_context() if isinstance(precision, MixedPrecision) else nullcontext()
 

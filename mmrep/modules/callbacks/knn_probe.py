@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmrep.data.dataset import check_modalities
+from mmrep.data.faults import FaultLog
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
 from mmrep.data.shard_cache import ShardCache
@@ -21,7 +22,7 @@ from mmrep.evaluation.probe import Labelled
 from mmrep.evaluation.prompts import only_of
 from mmrep.evaluation.ranks import in_blocks
 from mmrep.model import MultimodalModel
-from mmrep.modules.callbacks.evaluation import VALIDATING, fitting, run_cache, run_data, run_precision, stop_point
+from mmrep.modules.callbacks.evaluation import VALIDATING, as_in_run, run_cache, run_data, stop_point
 from mmrep.modules.callbacks.labelled_features import labelled_features
 from mmrep.modules.callbacks.probe import Probe
 from mmrep.ops.gather import gather_rows, sum_over_ranks
@@ -119,26 +120,26 @@ class KNNProbe(Probe):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.due(trainer):
-            with run_precision(trainer):
-                figures = self.evaluate(self.model_of(pl_module), stop_point(trainer), replace=fitting(trainer))
+            with as_in_run(trainer) as faults:
+                figures = self.evaluate(self.model_of(pl_module), stop_point(trainer), faults)
             self.log_figures(pl_module, figures)
 
     @torch.inference_mode()
     def evaluate(
-        self, model: MultimodalModel, between: Callable[[], None] = lambda: None, *, replace: bool = False
+        self, model: MultimodalModel, between: Callable[[], None] = lambda: None, faults: FaultLog | None = None
     ) -> dict[str, float]:
         """The figures by name. A collective: every rank calls it, after `setup`.
 
         Args:
             model: In evaluation mode afterwards.
             between: Called before each batch, equally often on all ranks.
-            replace: Whether corrupt samples are left out, as in a run, and not raised.
+            faults: Notes the corrupt samples, which are left out then and not raised.
 
         Raises:
             MmrepError: If a split has nothing to probe, or features are not finite; on all ranks.
         """
         encoder = model.eval().by_modality[self.modality]
-        how = {"device": next(model.parameters()).device, "between": between, "replace": replace}
+        how = {"device": next(model.parameters()).device, "between": between, "faults": faults}
         bank = self._gathered(*self._share(encoder, self._bank, self.bank_split, self.max_bank, how))
         asking, _ = self._share(encoder, self._asking, self.split, None, how)
         broken = ~torch.cat([bank.features, asking.features]).isfinite().all(dim=1)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from mmrep.data.dataset import ShardDataset, make_loader
+from mmrep.data.faults import FaultLog
 from mmrep.data.index import Index
 from mmrep.data.plan import PADDING, Plan
 from mmrep.data.reader import Samples
 from mmrep.data.shard_cache import ShardCache
 from mmrep.encoders import Encoder
+from mmrep.encoders.base import placed
 from mmrep.evaluation.probe import Labelled
 from mmrep.ops.gather import rank, world_size
 
@@ -50,7 +52,7 @@ def labelled_features(
     device: torch.device | str = "cpu",
     most: int | None = None,
     cache: ShardCache | None = None,
-    replace: bool = False,
+    faults: FaultLog | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[Labelled, Tensor]:
     """This rank's share of a split: features of the backbone in fp32, with classes; and their places in it.
@@ -66,22 +68,22 @@ def labelled_features(
         device: Where the encoder is, and the features.
         most: Samples of the split that are read, over all ranks.
         cache: Where remote shards are kept.
-        replace: Whether corrupt samples are left out, as in a run, and not raised.
+        faults: Notes the corrupt samples, which are left out then and not raised.
         between: Called before each batch, of which all ranks have equally many.
     """
     samples = Samples(index, split, cache)
     plan = SpreadPlan([samples.contents([modality])], batch_size * world_size(), 0, False, most=most)
-    dataset = ShardDataset(samples, {modality: encoder}, plan=plan, replace=replace)
+    dataset = ShardDataset(samples, {modality: encoder}, plan=plan, replace=faults is not None)
     features = [torch.zeros(0, encoder.feature_dim, device=device)]
     classes = [torch.zeros(0, dtype=torch.int64, device=device)]
     places = [torch.zeros(0, dtype=torch.int64, device=device)]
     loader = make_loader(dataset, {modality: encoder}, num_workers=num_workers, rank=rank(), world=world_size())
-    for number, batch in enumerate(loader):
+    for number, batch in enumerate(loader if faults is None else faults.noting(loader, plan.num_samples)):
         between()
         known, inputs = batch.present[modality] & (batch.labels[label] >= 0), batch.inputs[modality]
         assert isinstance(inputs, Tensor), "in evaluation a sample comes once"
         if bool(known.any()):
-            features.append(encoder.features(inputs[known].to(device)).float())
+            features.append(encoder.features(placed(inputs[known], encoder, device)).float())
             classes.append(batch.labels[label][known].to(device))
             places.append((number * world_size() + rank()) * batch_size + known.nonzero()[:, 0].to(device))
     return Labelled(torch.cat(features), torch.cat(classes)), torch.cat(places)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from mmrep.data.faults import FaultLog
 from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import ConfigError, check_choice
 from mmrep.evaluation.retrieval import Direction, all_directions
@@ -24,10 +25,9 @@ from mmrep.model import MultimodalModel
 from mmrep.modules.callbacks.evaluation import (
     VALIDATING,
     EvaluationCallback,
-    fitting,
+    as_in_run,
     run_cache,
     run_data,
-    run_precision,
     stop_point,
 )
 
@@ -135,19 +135,19 @@ class ZeroShotEvaluation(EvaluationCallback):
         if self.due(trainer):
             model = pl_module.model
             assert isinstance(model, MultimodalModel), "of a ContrastiveModule"
-            with run_precision(trainer):
-                figures = self.evaluate(model, stop_point(trainer), replace=fitting(trainer))
+            with as_in_run(trainer) as faults:
+                figures = self.evaluate(model, stop_point(trainer), faults)
             self.log_figures(pl_module, figures)
 
     def evaluate(
-        self, model: MultimodalModel, between: Callable[[], None] = lambda: None, *, replace: bool = False
+        self, model: MultimodalModel, between: Callable[[], None] = lambda: None, faults: FaultLog | None = None
     ) -> dict[str, float]:
         """The figures by name, without those that do not exist. A collective: every rank calls it.
 
         Args:
             model: In evaluation mode afterwards.
             between: Called after each batch that was embedded, equally often on all ranks.
-            replace: Whether corrupt samples of an index are left out, as in a run, and not raised.
+            faults: Notes the corrupt samples of an index, which are left out then and not raised.
         """
         assert self.data is not None, "known since it was set up"
 
@@ -156,7 +156,7 @@ class ZeroShotEvaluation(EvaluationCallback):
             yield lambda count: between() if title == EMBEDDING else None  # ranks may have unequally many prompts
 
         source = open_source(self.data, self._cache)
-        split = Split(source, self.split, self.batch_size, self.num_workers, progress, self._cache, replace)
+        split = Split(source, self.split, self.batch_size, self.num_workers, progress, self._cache, faults)
         names = {"image": self.modality, "text": self.text_modality}
         if self.task == "retrieval":
             directions, _ = zero_shot_retrieval(model, split, self._directions(source, model), **names)

@@ -135,13 +135,16 @@ class Preemption(Callback):
         next step stops that run.
         """
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
-        if trainer.state.fn != "fit" or any(getattr(other, "_average_model", None) is not None for other in callbacks):
+        averaging = any(isinstance(other, WeightAveraging) and other._average_model is not None for other in callbacks)
+        if trainer.state.fn != "fit" or averaging:
             return
         asked = torch.tensor(int(self.signals.asked()), device=trainer.strategy.root_device)
         if int(sum_over_ranks(asked)):
             self._leave(trainer)
 
     def _leave(self, trainer: pl.Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of Lightning's connectors
+            raise PreemptedError("stopped: a dry run writes no checkpoint")
         if trainer.global_step == self._first_step:
             raise PreemptedError(told("before the first step", None))
         path = self.folder / STOPPED

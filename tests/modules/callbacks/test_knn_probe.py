@@ -16,11 +16,13 @@ from mmrep.data.index import Index
 from mmrep.data.order import Contents
 from mmrep.encoders import ConvImageEncoder
 from mmrep.errors import ConfigError, MmrepError
+from mmrep.evaluation.knn import TEMPERATURE, knn_votes
+from mmrep.evaluation.probe import accuracy_of
 from mmrep.model import MultimodalModel
-from mmrep.modules.callbacks import KNNProbe
+from mmrep.modules.callbacks import KNNProbe, ZeroShotEvaluation
 from mmrep.modules.callbacks.labelled_features import SpreadPlan, labelled_features
 from tests.gloo_pool import GlooPool
-from tests.modules.callbacks.small_runs import data, module, trainer
+from tests.modules.callbacks.small_runs import ENCODERS, data, module, trainer
 from tests.modules.callbacks.test_online_linear_probe import write_multilabel_shards
 
 
@@ -169,3 +171,43 @@ def test_a_backbone_without_weights_is_probed(tiny_shards: Path) -> None:
     assert not list(encoder.parameters())
     found, places = labelled_features(encoder, index, "val", "image", "label")
     assert len(found.features) == len(places) > 10
+
+
+def test_mixed_precision_is_the_encoders_alone(tiny_shards: Path, tmp_path: Path) -> None:
+    """Neighbours are those of the same features, whose cosines are not rounded."""
+    callback = KNNProbe("image", data=str(tiny_shards), k=5)
+    run, trained = trainer(tmp_path, 2, callback, precision="bf16-mixed"), module()
+    run.fit(trained, data(tiny_shards))
+    encoder, index = trained.model.eval().by_modality["image"], Index.load(tiny_shards)
+    with torch.autocast("cpu", torch.bfloat16):
+        bank, asking = (labelled_features(encoder, index, split, "image", "label")[0] for split in ("train", "val"))
+    votes = knn_votes(bank, asking.features, 1 + int(bank.classes.max()), [5], TEMPERATURE)[5]
+    assert accuracy_of(votes, asking.classes) == pytest.approx(float(run.callback_metrics["eval/knn_image/acc1"]))
+    with torch.autocast("cpu", torch.bfloat16):
+        within = knn_votes(bank, asking.features, votes.shape[1], [5], TEMPERATURE)[5]
+    assert torch.equal(within, votes)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_float_inputs_come_in_the_type_of_the_weights(precision: str, tiny_shards: Path, tmp_path: Path) -> None:
+    """A run's own batches do by Lightning's doing, those of its callbacks by ours."""
+
+    class Floats(ConvImageEncoder):
+        """Takes pictures as floats."""
+
+        def transform(self, train: bool) -> Any:
+            pictured = super().transform(train)
+            return lambda picture: pictured(picture).float()
+
+        def empty(self, n: int) -> torch.Tensor:
+            return super().empty(n).float()
+
+        def features(self, inputs: torch.Tensor) -> torch.Tensor:
+            assert inputs.dtype == next(self.parameters()).dtype
+            return super().features(inputs)
+
+    encoders = {**ENCODERS, "image": lambda d: Floats(d, image_size=16, width=8)}
+    callbacks = [KNNProbe("image"), ZeroShotEvaluation(task="retrieval", name="shown")]
+    run = trainer(tmp_path, 1, *callbacks, precision=precision)
+    run.fit(module(encoders), data(tiny_shards))
+    assert {"eval/knn_image/acc1", "eval/shown/text->image/recall@1"} <= run.callback_metrics.keys()

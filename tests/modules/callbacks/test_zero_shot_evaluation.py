@@ -14,8 +14,9 @@ import torch
 
 from mmrep.cli import main
 from mmrep.data.datamodule import ShardDataModule
+from mmrep.data.faults import read_quarantine
 from mmrep.encoders import ConvImageEncoder, MelAudioEncoder, NgramTextEncoder
-from mmrep.errors import ConfigError, MmrepError, SampleError
+from mmrep.errors import ConfigError, DataError, MmrepError, SampleError
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
 from mmrep.modules import PairwiseCLIP
@@ -23,7 +24,7 @@ from mmrep.modules.callbacks import KNNProbe
 from mmrep.modules.callbacks.zero_shot_evaluation import ZeroShotEvaluation
 from tests.data.test_faults import damage
 from tests.gloo_pool import GlooPool
-from tests.modules.callbacks.small_runs import data, module, trainer
+from tests.modules.callbacks.small_runs import as_rank, data, module, trainer
 
 ENCODERS: dict[str, Any] = {
     "image": lambda d: ConvImageEncoder(d, image_size=16, width=8),
@@ -122,13 +123,34 @@ def test_mistakes_are_found_before_the_first_step(tiny_shards: Path, tmp_path: P
 
 
 def test_a_corrupt_sample_ends_an_evaluation_and_no_run(tiny_shards: Path, tmp_path: Path) -> None:
-    """As in the run's own validation: it is left out there, and refused by a command."""
+    """As in the run's own validation: it is left out there and listed, and refused by a command."""
     shards = Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
     damage(shards, {"val-0-0002": "png", "train-0-0001": "png"})
     watched = [ZeroShotEvaluation(str(shards), split="val"), KNNProbe("image", data=str(shards))]
     run = trainer(tmp_path, 1, *watched)
-    run.fit(module(), data(shards, max_bad_fraction=0.1))
+    listed = tmp_path / "quarantine.csv"
+    run.fit(module(), data(tiny_shards, eval_path=str(tiny_shards), max_bad_fraction=0.1, quarantine=str(listed)))
+    assert {(fault.key, fault.reason) for fault in read_quarantine(listed)} == {
+        ("val-0-0002", "checksum"),
+        ("train-0-0001", "checksum"),
+    }
     assert {"eval/shards/text->image/recall@1", "eval/knn_image/acc1"} <= run.callback_metrics.keys()
     for callback in watched:
         with pytest.raises(SampleError, match="checksum differs"):
             callback.evaluate(module().model)
+
+
+def test_too_many_corrupt_samples_end_the_run_on_all_ranks(tiny_shards: Path, tmp_path: Path, pool2: GlooPool) -> None:
+    """Two samples, one to each rank, where one may be corrupt."""
+    shards = Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
+    damage(shards, {"val-0-0000": "png", "val-0-0001": "png"})
+    for message in pool2.run(run_to_its_end, [(rank, tiny_shards, shards, tmp_path / str(rank)) for rank in range(2)]):
+        assert message.startswith("2 samples cannot be used, more than the 1 of data.max_bad_fraction=0.01 (")
+
+
+def run_to_its_end(rank: int, shards: Path, damaged: Path, folder: Path) -> str:
+    with as_rank(rank, 2) as launcher:
+        run = trainer(folder, 1, ZeroShotEvaluation(str(damaged), split="val", batch_size=1), **launcher)
+        with pytest.raises(DataError) as stopped:
+            run.fit(module(), data(shards, max_bad_fraction=0.01))
+    return str(stopped.value)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
+from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.trainer.states import TrainerFn
 
 from mmrep.data.worker_signals import SIGNALS
+from mmrep.modules.fault_tolerance.preemption import PreemptedError, Preemption, StopSignals
 from tests.launched import at, calling, launch, read
 from tests.modules.fault_tolerance.running import (
     assert_same,
@@ -22,6 +27,7 @@ from tests.modules.fault_tolerance.running import (
     weights,
     write_config,
 )
+from tests.tiny import file_bytes
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,32 @@ def test_a_signal_before_the_first_step_has_nothing_to_save(moment: str, tiny_sh
     ranks = fit(tmp_path, world=1, before=[at(moment, 0, signal.SIGTERM)])
     assert ranks.codes == [0] and "mmrep: stopped before the first step;" in ranks.text(), ranks.text()
     assert not (tmp_path / "seen").exists() and newest_step(tmp_path) == -1
+
+
+def test_a_dry_run_that_is_stopped_leaves_the_earlier_run_as_it_is(tiny_shards: Path, tmp_path: Path) -> None:
+    write_config(tmp_path, tiny_shards)
+    assert fit(tmp_path, world=1, before=[at("start", 7, signal.SIGTERM)]).codes == [0]
+    before = file_bytes(tmp_path / "runs")
+    dry = ["--overwrite", "--trainer.fast_dev_run", "9"]
+    ranks = fit(tmp_path, *dry, world=1, before=[at("start", 3, signal.SIGTERM)])
+    assert ranks.codes == [0] and "mmrep: stopped: a dry run writes no checkpoint" in ranks.text(), ranks.text()
+    assert file_bytes(tmp_path / "runs") == before
+
+
+@pytest.mark.parametrize(
+    ("averaging", "leaves"), [(WeightAveraging(), False), (StochasticWeightAveraging(swa_lrs=1e-2), True)]
+)
+def test_an_evaluation_is_not_left_with_averages_in_the_module(
+    averaging: pl.Callback, leaves: bool, tmp_path: Path
+) -> None:
+    """Lightning's own averaging puts them there for a validation, and a checkpoint would take them for the weights."""
+    trainer = pl.Trainer(callbacks=[averaging], accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    averaging.setup(trainer, BoringModel(), "fit")
+    trainer.state.fn = TrainerFn.FITTING
+    signals = StopSignals()
+    signals.received = "SIGTERM"
+    with pytest.raises(PreemptedError) if leaves else nullcontext():
+        Preemption(signals, tmp_path).between_batches(trainer)
 
 
 def test_a_second_ctrl_c_after_a_while_stops_at_once(tiny_shards: Path, tmp_path: Path) -> None:
