@@ -16,7 +16,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-modality", default="text", help="what takes the prompts (default: text)")
     parser.add_argument("--label", help="a label of the index; needed where there are several")
     parser.add_argument("--templates", metavar="FILE", help="prompt templates with {c}: a line each, or JSON")
-    parser.add_argument("--classnames", metavar="FILE", help="other names of the classes: a line each, or JSON")
+    parser.add_argument(
+        "--classnames",
+        metavar="FILE",
+        help="other names of the classes, a line each or JSON, in the order of the label's classes in index.json "
+        "(mmrep data index sorts them as text; whole numbers by value: 0, 1, 2, 10)",
+    )
     parser.add_argument("--language", help="use mmrep's templates of this language (en, de, zh, ...)")
     parser.add_argument("--out-clip-benchmark", metavar="FILE", help="the figures as `clip_benchmark build` reads them")
 

@@ -17,6 +17,9 @@ from mmrep.data.scan import ScannedShard, is_decodable, scan_shards
 from mmrep.data.shard_cache import ShardCache
 from mmrep.errors import DataError
 
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,1000}")
+"""Of a class; longer ones are no numbers that anybody counts by."""
+
 
 def build_index(
     place: Path | str,
@@ -117,7 +120,7 @@ def _without(shard: ScannedShard, name: str, excluded: Sequence[str]) -> Scanned
 
 
 def label_classes(index: Index, key: str) -> list[str]:
-    """All values that a field of the samples' JSON takes, sorted: the classes of a label.
+    """All values that a field of the samples' JSON takes, in the order of `sorted_classes`: the classes of a label.
 
     Raises:
         DataError: If no sample has the field.
@@ -132,7 +135,18 @@ def label_classes(index: Index, key: str) -> list[str]:
                     found.add(str(record[key]))
     if not found:
         raise DataError(f"no sample's json has the field '{key}'", where=index.root)
-    return sorted(found)
+    return sorted_classes(found)
+
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """Names of classes in order: by value (0, 1, 2, 10) where all are whole numbers, else as text.
+
+    A file of other names gives them by their places, and the line of class 10 is looked for after that of class 9.
+    """
+    names = set(names)
+    if all(WHOLE_NUMBER.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def _absolute(root: str) -> str:

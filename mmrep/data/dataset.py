@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -197,7 +198,7 @@ class ShardDataset(Dataset[Any]):
             prefix = f"{part} " if part else ""  # equal values of two datasets need not mean the same
             labels[GROUP] = stable_hash(f"{prefix}{record[key]}")
         for name in samples.index.labels.keys() & self.classes.keys():
-            labels[name] = _class_number(record.get(name), self.classes[name])
+            labels[name] = self.classes[name].number(record.get(name), Where(samples, number))
         return labels
 
 
@@ -212,27 +213,50 @@ def _wanted(samples: Samples, modalities: Sequence[str]) -> tuple[list[list[int]
     return columns, names
 
 
-def _shared_classes(indexes: Sequence[Index]) -> dict[str, dict[str, int]]:
+class _Classes:
+    """The classes of a label, by name; a list may name two classes alike ("crane" is a bird and a machine).
+
+    Args:
+        label: Of the samples' JSON.
+        names: Of the classes, in order.
+    """
+
+    def __init__(self, label: str, names: Sequence[str]) -> None:
+        self.label, self.count = label, len(names)
+        self.numbers = {name: number for number, name in enumerate(names)}
+        self.ambiguous = {name for name, times in Counter(names).items() if times > 1}
+
+    def number(self, value: Any, where: object) -> int:
+        """The number of a class that the JSON gives by name or by number; -1 for none of them.
+
+        A number that is itself the name of a class ("10" of "1", "10", "2") is a name.
+
+        Raises:
+            DataError: If the name is that of several classes.
+        """
+        name = str(value)
+        if name in self.ambiguous:
+            raise DataError(
+                f"label '{self.label}' is '{name}', the name of several classes",
+                where=where,
+                fix="give the classes distinct names, or label the samples by number",
+            )
+        if name in self.numbers:
+            return self.numbers[name]
+        return value if isinstance(value, int) and 0 <= value < self.count else -1
+
+
+def _shared_classes(indexes: Sequence[Index]) -> dict[str, _Classes]:
     """The classes of each label; a label to which two datasets give different classes is none."""
     listed: dict[str, list[list[str]]] = {}
     for index in indexes:
         for name, label in index.labels.items():
             listed.setdefault(name, []).append(label.classes)
     return {
-        name: {value: number for number, value in enumerate(classes[0])}
+        name: _Classes(name, classes[0])
         for name, classes in listed.items()
         if all(other == classes[0] for other in classes)
     }
-
-
-def _class_number(value: Any, classes: Mapping[str, int]) -> int:
-    """The number of a class that the JSON gives by name or by number; -1 for none of them.
-
-    A number that is itself the name of a class ("10" of "1", "10", "2") is a name.
-    """
-    if str(value) in classes:
-        return classes[str(value)]
-    return value if isinstance(value, int) and 0 <= value < len(classes) else -1
 
 
 def content_label(modality: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmrep.batch import Batch
-from mmrep.data.build import build_index, label_classes
+from mmrep.data.build import build_index, label_classes, sorted_classes
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.index import Index, Label, Modality
 from mmrep.data.plan import Plan
@@ -57,17 +57,44 @@ def test_batches_have_shape_type_and_presence(tiny_shards: Path, encoders: dict[
 
 
 def test_classes_by_name_and_by_number(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
-    """Numbers as names sort as text ("1", "10", "2"): 10 is the second class then, not the eleventh."""
+    """A number that is the name of a class is a name: 10 is the second class here, not the eleventh."""
     values: list[object] = [1, 2, 10, "2", 99, None]
     samples = [{"__key__": f"k{i}", "txt": "x", "json": {"digit": value}} for i, value in enumerate(values)]
     write_shard(tmp_path / "test-0.tar", [*samples, {"__key__": "list", "txt": "x", "json": [1]}])
     text = Modality(("txt",), "text")
-    assert label_classes(build_index(tmp_path, {"text": text}), "digit") == ["1", "10", "2", "99"]
+    assert label_classes(build_index(tmp_path, {"text": text}), "digit") == ["1", "2", "10", "99"]
     build_index(tmp_path, {"text": text}, labels={"digit": Label(["1", "10", "2"])}).save()
     dataset = ShardDataset(Samples(Index.load(tmp_path), "test"), {"text": encoders["text"]})
     assert [dataset[i].labels["digit"] for i in range(len(values))] == [0, 2, 1, 2, -1, -1]
     with pytest.raises(DataError, match=r"no object .*test-0\.tar:list"):
         dataset[len(values)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["10", "2", "0", "1"], ["0", "1", "2", "10"]),
+        (["1", "-2", "01"], ["-2", "01", "1"]),
+        (["10", "2", "x"], ["10", "2", "x"]),
+        (["1" * 5000, "2"], ["1" * 5000, "2"]),
+        (["2", "\u00b2", "10"], ["10", "2", "\u00b2"]),
+    ],
+)
+def test_classes_that_are_whole_numbers_are_in_their_order(names: list[str], expected: list[str]) -> None:
+    assert sorted_classes(names) == expected
+
+
+def test_two_classes_of_one_name(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
+    """A label by number reaches all of them; by the name of several it would be a guess."""
+    values: list[object] = [0, 3, 4, "cat", "crane"]
+    samples = [{"__key__": f"k{i}", "txt": "x", "json": {"kind": value}} for i, value in enumerate(values)]
+    write_shard(tmp_path / "test-0.tar", samples)
+    text, label = Modality(("txt",), "text"), Label(["crane", "cat", "crane", "dog"])
+    build_index(tmp_path, {"text": text}, labels={"kind": label}).save()
+    dataset = ShardDataset(Samples(Index.load(tmp_path), "test"), {"text": encoders["text"]})
+    assert [dataset[i].labels["kind"] for i in range(4)] == [0, 3, -1, 1]
+    with pytest.raises(DataError, match=r"'kind' is 'crane', the name of several classes .*test-0\.tar:k4"):
+        dataset[4]
 
 
 def test_an_empty_shard_has_no_batch_and_says_so(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
