@@ -42,6 +42,8 @@ LABEL = "class"
 NSHARDS = "nshards.txt"
 MOST_SHARDS = 1_000_000
 MOST_CLS_BYTES = 64
+MOST_CAPTIONS = 1000
+"""Of a picture. Each is a row with room for a picture in the batch: 150 MB then, at 224 x 224."""
 
 
 def target_label(number: int) -> str:
@@ -81,9 +83,9 @@ class ClipBenchmark:
         folder = Path(folder)
         kind, classes = CLASSIFICATION, list[str]()
         if (folder / "dataset_type.txt").is_file():
-            kind = " ".join(read_names_or_json(folder / "dataset_type.txt")).strip().lower()
+            kind = " ".join(map(str, read_names_or_json(folder / "dataset_type.txt"))).strip().lower()[:40]
         if kind not in TYPES:
-            raise DataError(f"a data set of type '{kind[:40]}'", where=folder, fix=did_you_mean(kind, TYPES))
+            raise DataError(f"a data set of type '{kind}'", where=folder, fix=did_you_mean(kind, TYPES))
         if (folder / "classnames.txt").is_file():
             classes = read_classnames(folder / "classnames.txt", [])
         templates: Templates = []
@@ -202,8 +204,11 @@ class ClipBenchmarkDataset(Dataset[Any]):
 
     def _with_captions(self, first: Sample, record: _Record, number: int) -> list[Sample]:
         text = decode("text", "txt", record.read(record.first(["txt"]), MAX_BYTES["text"]), record)
+        captions = text.splitlines()  # an empty line is a caption: CLIP_benchmark counts it too
+        if len(captions) > MOST_CAPTIONS:
+            raise DataError(f"{len(captions)} captions of a picture, more than {MOST_CAPTIONS}", where=record)
         rows = [first]
-        for place, caption in enumerate(text.splitlines()):
+        for place, caption in enumerate(captions):
             if place:
                 rows.append(Sample(f"{record.key}#{place}"))
             rows[-1].values[self.caption] = self.transforms[self.caption](caption)

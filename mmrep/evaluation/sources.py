@@ -143,7 +143,7 @@ def class_task(
         label: Which label of the index; it may be left out where there is one.
         templates: A file, in place of the source's: see `mmrep.evaluation.prompts.read_templates`.
         classnames: A file with other names for the same classes, in another language say.
-        language: Which templates that come with mmrep, or which of a file of many languages.
+        language: Which templates that come with mmrep, or which of a file of many languages; English by default.
 
     Raises:
         ConfigError: If a label, a file or a language is missing, or the names are not as many as the classes.
@@ -159,7 +159,9 @@ def class_task(
                 f"--label {label}: a folder of CLIP_benchmark's has its own", where=where, fix="leave it out"
             )
         name, labels, known, own = _of_clip_benchmark(source)
-    keys = [*([language] if language else []), name, "en"]
+    keys = (
+        [language, name] if language else [name, "en"]
+    )  # English in place of what was asked for would be a wrong figure
     classes = read_classnames(Path(classnames), keys) if classnames else known
     if len(classes) != len(known):
         raise ConfigError(f"{len(classes)} names for {len(known)} classes", where=classnames)

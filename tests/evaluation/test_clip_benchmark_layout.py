@@ -20,6 +20,7 @@ from mmrep.encoders import ConvImageEncoder, NgramTextEncoder
 from mmrep.errors import ConfigError, MmrepError
 from mmrep.evaluation.clip_benchmark import (
     LABEL,
+    MOST_CAPTIONS,
     ClipBenchmark,
     ClipBenchmarkDataset,
     clip_benchmark_loader,
@@ -32,6 +33,7 @@ from mmrep.model import MultimodalModel
 from tests.evaluation.pictures import CLASSES, TEMPLATES, captions, picture, write_pictures
 
 COUNT = 26
+FILES_OF_LINES = {"few": "a" + "\n" * MOST_CAPTIONS, "many": "a" + "\n" * MOST_CAPTIONS + "b"}
 FIGURES = ("recall@1", "recall@5", "recall@10", "mrr", "median_rank", "queries", "candidates", "chance_recall@1")
 
 
@@ -141,12 +143,22 @@ def write_set(folder: Path, members: list[dict[str, Any]], kind: str = "", class
         ({"npy": npy_bytes(np.array([1, 0, 0]))}, "multilabel", "no 2 zeros and ones"),
         ({"npy": npy_bytes(np.array([0, 1]))[:-1]}, "multilabel", "array .npy"),
         ({"cls": "0"}, "video", "of type 'video'"),
+        ({"cls": "0"}, "[1]", "of type '1'.*choose from: classification"),
     ],
 )
 def test_foreign_folders_are_not_trusted(tmp_path: Path, members: dict[str, Any], kind: str, message: str) -> None:
     write_set(tmp_path / "set", [members], kind)
     with pytest.raises(MmrepError, match=message):
         batches(tmp_path / "set")
+
+
+def test_captions_of_a_picture_have_a_bound(tmp_path: Path) -> None:
+    """An empty line is a caption, as in CLIP_benchmark; a small file of them is no batch of a gigabyte."""
+    few, many = (write_set(tmp_path / name, [{"txt": text}], "retrieval") for name, text in FILES_OF_LINES.items())
+    (batch,) = batches(few, size=1, names=("image", "text"))
+    assert len(batch) == MOST_CAPTIONS and int(batch.present["text"].sum()) == MOST_CAPTIONS
+    with pytest.raises(MmrepError, match=rf"{MOST_CAPTIONS + 1} captions of a picture, more than 1000.*0\.tar:s0"):
+        batches(many, size=1, names=("image", "text"))
 
 
 def test_missing_splits_and_shards(tmp_path: Path) -> None:
@@ -178,6 +190,19 @@ def test_class_names_and_templates_of_files(root: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("one\ntwo\n")
     with pytest.raises(ConfigError, match=r"2 names for 12 classes"):
         class_task(source, classnames=tmp_path / "names.txt")
+
+
+def test_a_language_that_a_file_lacks_is_not_taken_for_english(root: Path, tmp_path: Path) -> None:
+    source = open_source(root / "shards")
+    (tmp_path / "t.json").write_text(json.dumps({"en": ["a photo of {c}"], "de_": ["ein Foto: {c}"]}))
+    (tmp_path / "c.json").write_text(json.dumps({"en": [f"class {n}" for n in range(12)]}))
+    assert class_task(source, templates=tmp_path / "t.json").language == "en"
+    assert class_task(source, templates=tmp_path / "t.json", language="en").prompts[0][0].startswith("a photo of")
+    with pytest.raises(ConfigError, match=r"neither all classes nor 'de' nor 'label'.*did you mean 'de_'"):
+        class_task(source, templates=tmp_path / "t.json", language="de")
+    assert class_task(source, classnames=tmp_path / "c.json").prompts[3][0].count("class 3")
+    with pytest.raises(ConfigError, match=r"neither all classes nor 'de' nor 'label'"):
+        class_task(source, classnames=tmp_path / "c.json", language="de")
 
 
 def evaluate(task: str, root: Path, data: str, out: Path, *more: str) -> int:
