@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,9 +10,40 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from mmrep.errors import CheckpointError
 
 PART = ".part"
 """End of the names of what is not finished."""
+MOST_TEXT_BYTES = 64 << 20
+"""Of a config, or of a tokenizer's file."""
+
+
+def read_text(path: Path) -> str:
+    """A text file of a model's.
+
+    Raises:
+        CheckpointError: If it is too large, or no text.
+    """
+    if path.stat().st_size > MOST_TEXT_BYTES:
+        raise CheckpointError(f"larger than {MOST_TEXT_BYTES} bytes", where=path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"broken file ({error})", where=path) from error
+
+
+def read_json(path: Path) -> Any:
+    """A config of a model's.
+
+    Raises:
+        CheckpointError: If it is too large, or no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"broken file ({error})", where=path) from error
 
 
 @contextmanager

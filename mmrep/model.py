@@ -19,17 +19,20 @@ import mmrep.losses
 from mmrep.batch import Input
 from mmrep.data.items import raw_item
 from mmrep.encoders import Encoder
+from mmrep.encoders.base import placed
 from mmrep.errors import CheckpointError, ConfigError, MmrepError, did_you_mean
-from mmrep.files import replacing
+from mmrep.files import read_json, read_text, replacing
 from mmrep.losses import Loss
-from mmrep.weights import load_weights, read_weights
+from mmrep.weights import BoundedBuilding, load_weights, read_weights
 
 FORMAT = "mmrep-model-1"
 NORMALIZATIONS = ("l2", "layernorm")
 SOURCES = frozenset({"pretrained", "model"})
 """Arguments of our encoders that name weights elsewhere: their settings never hold one."""
-MOST_FILE_BYTES = 64 << 20
-"""Of a text file that an encoder keeps, a tokenizer's say."""
+TEXT_ENDINGS = (".json", ".txt", ".jinja")
+"""Of the files that an encoder keeps: a tokenizer's. None is code."""
+MOST_INPUT_BYTES = 64 << 20
+"""Of one item as an encoder of a model folder takes it: a picture of 4,000 pixels a side, half an hour of sound."""
 
 
 class Encoded(dict[str, Tensor]):
@@ -69,7 +72,7 @@ class MultimodalModel(nn.Module):
             raise ConfigError(f"encoders need one common embed_dim, they have {widths}")
         if normalize not in NORMALIZATIONS:
             raise ConfigError(f"normalize={normalize!r}", fix=did_you_mean(normalize, NORMALIZATIONS))
-        if bad := [name for name in encoders if not name.isidentifier()]:
+        if bad := [name for name in (*encoders, *(share or {})) if not name.isidentifier()]:
             raise ConfigError(f"modalities must be plain names (letters, digits, _), not {bad}")
         self.encoders, self.loss, self.normalize, self.share = (
             nn.ModuleDict(encoders),
@@ -163,7 +166,7 @@ class MultimodalModel(nn.Module):
         for start in range(0, len(there), batch_size):
             numbers = there[start : start + batch_size]
             inputs = torch.stack([transform(raw_item(encoder.kind, values[n], f"{name}[{n}]")) for n in numbers])
-            rows[numbers] = self._normalize(encoder(inputs.to(device))).float().cpu()
+            rows[numbers] = self._normalize(encoder(placed(inputs, encoder, device))).float().cpu()
         return rows
 
     def _check_known(self, name: str) -> None:
@@ -231,8 +234,11 @@ class MultimodalModel(nn.Module):
             }
             loss = _find(config["loss"]["class"], Loss, classes)(**config["loss"]["settings"])
             return cls(encoders, loss, normalize=config["normalize"], share=config["share"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"broken model config ({type(error).__name__}: {error})") from error
+        except MmrepError:
+            raise
+        except Exception as error:  # whatever torch and the libraries raise on sizes that make no network
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"broken model config ({type(error).__name__}: {reason})") from error
 
     def save_pretrained(self, folder: Path | str) -> Path:
         """Write ``config.json``, ``model.safetensors`` and ``files/MODALITY/NAME``, each beside and renamed.
@@ -278,31 +284,59 @@ class MultimodalModel(nn.Module):
                 raise CheckpointError(
                     f"no {name}", where=folder, fix="give a model folder, or a run folder with model/"
                 )
+        config = read_json(folder / "config.json")
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             files = {
-                name: {file: _read_file(folder / "files" / name / file) for file in kept}
+                name: {file: _read_file(folder, name, file) for file in kept}
                 for name, kept in config.get("files", {}).items()
             }
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        except (AttributeError, TypeError) as error:
             raise CheckpointError(f"broken file ({error})", where=folder) from error
-        model = cls.from_config(config, classes, files)
+        model = build_bounded(config, folder / "model.safetensors", classes, files)
         load_weights(model, read_weights(folder / "model.safetensors"), where=folder)
         return model.eval()
 
 
-def _read_file(path: Path) -> str:
-    """A file that the config lists; never one outside its folder.
+def build_bounded(
+    config: Mapping[str, Any],
+    weights: Path,
+    classes: Mapping[str, type] | None = None,
+    files: Mapping[str, Mapping[str, str]] | None = None,
+) -> MultimodalModel:
+    """`MultimodalModel.from_config` of a config that came with weights: it takes no more memory than goes with them.
+
+    Raises:
+        CheckpointError: The same, and if the network or one of its inputs would be too large.
+    """
+    with BoundedBuilding(weights):
+        model = MultimodalModel.from_config(config, classes, files)
+        for name, encoder in model.by_modality.items():
+            if (size := encoder.empty(1).nbytes) > MOST_INPUT_BYTES:
+                raise CheckpointError(
+                    f"an input of '{name}' has {size:,} bytes, more than {MOST_INPUT_BYTES:,}", where=weights.parent
+                )
+    return model
+
+
+def _read_file(folder: Path, modality: str, name: str) -> str:
+    """A file that the config lists; never one outside its folder, by a link either.
 
     Raises:
         CheckpointError: If it is not there, too large, or elsewhere.
     """
-    inside = path.name not in ("", ".", "..") and path.parent.name.isidentifier() and not path.is_symlink()
-    if not inside or path.parent.parent.name != "files" or not path.is_file():
+    path = folder / "files" / modality / name
+    # A snapshot in the hub's cache is links to the blobs beside it.
+    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    if not (modality.isidentifier() and _is_text_name(name)) or not path.is_file():
         raise CheckpointError("no such file of the model's", where=path, fix="copy the whole model folder")
-    if path.stat().st_size > MOST_FILE_BYTES:
-        raise CheckpointError(f"larger than {MOST_FILE_BYTES} bytes", where=path)
-    return path.read_text(encoding="utf-8")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise CheckpointError("a file of the model's is a link to another place", where=path)
+    return read_text(path)
+
+
+def _is_text_name(name: str) -> bool:
+    """Whether it is a plain file name, of no code."""
+    return Path(name).name == name and name.endswith(TEXT_ENDINGS)
 
 
 def _build_encoder(
@@ -315,6 +349,8 @@ def _build_encoder(
         raise CheckpointError(
             f"the config names another source of weights: {', '.join(sorted(named))}", fix="remove it"
         )
+    if bad := [name for name in files or {} if not _is_text_name(name)]:
+        raise CheckpointError(f"files of an encoder are plain names that end in {', '.join(TEXT_ENDINGS)}, not {bad}")
     encoder: Encoder = kind(embed_dim, **settings, **({"files": dict(files)} if files else {}))
     return encoder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mmrep.errors import CheckpointError
 
@@ -22,6 +23,40 @@ CONVERT = (
     "convert it where it was made, or where you trust it: save the weights alone, "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
+FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint})
+FACTORIES |= {torch.arange, torch.linspace, torch.eye, torch.empty_strided}
+BYTES_BESIDE_WEIGHTS = 1 << 30
+"""What a network may take beside its weights: filter banks, masks, blank inputs."""
+
+
+class BoundedBuilding(TorchFunctionMode):
+    """Within it a network takes no more memory than goes with the file of its weights; before it is taken.
+
+    A config of few bytes can ask for more than there is, and a process that asks for it is killed without a word. Eight
+    times the file leaves room for weights kept in half precision and for parts that are built and dropped, a decoder say.
+
+    Args:
+        weights: The file.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        self.file, self.left = weights, 8 * weights.stat().st_size + BYTES_BESIDE_WEIGHTS
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in FACTORIES:
+            plain = {name: value for name, value in given.items() if name not in ("out", "pin_memory", "generator")}
+            self.left -= func(*args, **{**plain, "device": "meta"}).nbytes
+            if self.left < 0:
+                raise CheckpointError(
+                    "the config asks for a network much larger than the weights",
+                    where=self.file,
+                    fix="use the config that the weights were saved with",
+                )
+        return func(*args, **given)
 
 
 def read_torch_file(path: Path | str, *, mapped: bool = False) -> Any:

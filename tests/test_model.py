@@ -135,6 +135,14 @@ def test_an_item_of_the_wrong_kind_is_named(items: dict[str, Any], message: str)
         small().encode(**items)
 
 
+def test_float_items_come_in_the_type_of_the_weights() -> None:
+    encoders = {"a": FeaturesEncoder(4, size=3), "b": FeaturesEncoder(4, size=2)}
+    model = MultimodalModel(encoders, PairwiseCLIPLoss())
+    expected = model.encode(a=[np.arange(3.0, dtype=np.float32)])["a"]
+    rows = model.to(torch.bfloat16).encode(a=[np.arange(3.0, dtype=np.float32)])["a"]
+    assert rows.dtype == torch.float32 and torch.allclose(rows, expected, atol=0.05)
+
+
 def test_a_shared_encoder_is_one_module_and_survives_saving(tmp_path: Path) -> None:
     text = NgramTextEncoder(8, width=16, buckets=99, length=32)
     model = MultimodalModel({"text": text}, PairwiseCLIPLoss(), share={"title": "text"}).eval()

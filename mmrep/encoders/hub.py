@@ -81,10 +81,20 @@ def fetched(fetch: Callable[[], Any], name: str) -> Path:
 @contextmanager
 def without_waiting() -> Iterator[None]:
     """Tell the hub's client that there is no network, where there is none: it looks into its cache and does not try again."""
+    if online():
+        yield
+        return
+    with offline():
+        yield
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the hub's client from the network, whatever a config names."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not online()
+    constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmrep.encoders.hub import without_waiting
+from mmrep.encoders.hub import offline, without_waiting
 from mmrep.errors import CheckpointError, ConfigError
 from mmrep.weights import CONVERT
 
@@ -30,8 +30,15 @@ NOT_KEPT = (
     "auto_map",
     "dtype",  # weights are fp32 here, whatever they are stored as
     "torch_dtype",
+    "quantization_config",
+    "attn_implementation",  # may name code at the hub
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
 )
-"""Of a config: what says nothing about the network."""
+"""Of a config: what says nothing about the network, or names code."""
 SPEC_AUGMENT = "masked_spec_embed"
 """The parameter that `plain_config` makes needless."""
 Loaded = TypeVar("Loaded")
@@ -75,8 +82,9 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
             f"'{config.get('model_type')}' is no encoder of a single modality", fix="CLIP models load through open_clip"
         )
     try:
-        with quiet():
-            whole = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config))
+        with quiet(), offline():
+            kept = transformers.AutoConfig.for_model(**{n: v for n, v in config.items() if n not in NOT_KEPT})
+            whole = transformers.AutoModel.from_config(kept, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"transformers cannot build '{config['model_type']}' ({reason[:160]})") from error

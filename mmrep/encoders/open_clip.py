@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmrep.encoders.hub import fetch_from_hub, fetch_pretrained, without_waiting
 from mmrep.errors import CheckpointError, ConfigError, did_you_mean
+from mmrep.files import read_json
 from mmrep.weights import load_weights, read_weights
 
 CONFIG_FILE = "open_clip_config.json"
@@ -28,6 +29,10 @@ SCALARS = ("logit_scale", "logit_bias")
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives hold beside the weights."""
 LOCAL, HUB = "local-dir:", "hf-hub:"
+TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language"})
+"""Of ``tokenizer_kwargs``: open_clip's own. It hands all others to transformers."""
+OF_CODE = "auto_map"
+"""In a file of transformers': the code that it would run."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"no {path.name}", where=path.parent, fix="weights alone do not say their architecture and preprocessing"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"broken file ({error})", where=path) from error
+    config = read_json(path)
     model = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
         raise CheckpointError("it names no model_cfg with embed_dim, vision_cfg and text_cfg", where=path)
@@ -153,6 +155,19 @@ def _built_in(architecture: str, tag: str | None) -> OpenClipSource:
 def _checked(model: dict[str, Any], name: str) -> dict[str, Any]:
     if "multimodal_cfg" in model:
         raise ConfigError(f"{name} is a captioning model (CoCa), no pair of towers", fix="choose another architecture")
+    try:
+        options = model.get("text_cfg", {}).get("tokenizer_kwargs") or {}
+        image = str(model.get("vision_cfg", {}).get("timm_model_name") or "")
+        if unknown := sorted(set(options) - TOKENIZER_OPTIONS):  # of transformers: names code and files
+            raise ConfigError(
+                f"{name} sets tokenizer_kwargs {unknown}", fix=f"only {sorted(TOKENIZER_OPTIONS)} are taken"
+            )
+        if ":" in image or "/" in image:  # a network elsewhere
+            raise ConfigError(
+                f"{name} has timm_model_name='{image}', which timm does not list", fix="give a name of timm's"
+            )
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(f"{name} has a broken config ({error})") from error
     return deepcopy(model)
 
 
@@ -217,12 +232,12 @@ def text_files(source: OpenClipSource) -> dict[str, str]:
             if text.get("hf_tokenizer_name"):
                 place = source.folder or text["hf_tokenizer_name"]
                 AutoTokenizer.from_pretrained(place, **options).save_pretrained(made)
-            files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(made).iterdir())}
+            files = {path.name: _without_code(path) for path in sorted(Path(made).iterdir())}
         if text.get("hf_model_name"):
             with without_waiting():
                 config = AutoConfig.from_pretrained(text["hf_model_name"], **options).to_dict()
-            # The first names code at the hub; weights are fp32 here, whatever they are stored as.
-            kept = {name: value for name, value in config.items() if name not in ("auto_map", "dtype", "torch_dtype")}
+            # Weights are fp32 here, whatever they are stored as.
+            kept = {name: value for name, value in config.items() if name not in (OF_CODE, "dtype", "torch_dtype")}
             files["config.json"] = json.dumps(kept)
     except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointError(
@@ -295,13 +310,34 @@ def initial_scalars(model: Mapping[str, Any]) -> dict[str, Tensor]:
     return scalars
 
 
+def _without_code(path: Path) -> str:
+    content = path.read_text(encoding="utf-8")
+    if OF_CODE not in content:
+        return content
+    return json.dumps({name: value for name, value in json.loads(content).items() if name != OF_CODE}, indent=2)
+
+
 @contextmanager
 def folder_of(files: Mapping[str, str]) -> Iterator[str]:
-    """A folder with these files, for as long as a library reads it."""
+    """A folder with these files, for as long as a library reads it.
+
+    Raises:
+        CheckpointError: If one of them names code, which the library might run.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
+            if f'"{OF_CODE}"' in content and _names_code(content):
+                raise CheckpointError(f"{name} names code of its own ({OF_CODE})", fix="remove it")
             (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")
         yield folder
+
+
+def _names_code(content: str) -> bool:
+    """Whether JSON has the key at the top, where transformers looks; what is no JSON has none."""
+    try:
+        return OF_CODE in json.loads(content)
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -328,6 +364,8 @@ def _tokenizer(recipe: OpenClipTokenizer) -> Any:
     """open_clip's tokenizer, made once per process: its vocabulary takes a second to unpack."""
     import open_clip
 
-    config = {"model_cfg": {"text_cfg": json.loads(recipe.text_config)}}
+    text = json.loads(recipe.text_config)
+    config = {"model_cfg": {"text_cfg": text}}
+    options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}  # open_clip's own takes none
     with folder_of({**dict(recipe.files), CONFIG_FILE: json.dumps(config)}) as folder:
-        return open_clip.get_tokenizer(f"{LOCAL}{folder}")
+        return open_clip.get_tokenizer(f"{LOCAL}{folder}", **options)

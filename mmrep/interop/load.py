@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mmrep.encoders.hub import fetch_from_hub
 from mmrep.encoders.open_clip import CONFIG_FILE, HUB, LOCAL, find_source, read_config
 from mmrep.errors import CheckpointError
+from mmrep.files import read_json
 from mmrep.interop.open_clip import from_open_clip
-from mmrep.model import MultimodalModel
+from mmrep.model import MultimodalModel, build_bounded
 from mmrep.weights import load_weights, read_torch_file
 
 CONFIG_KEY = "mmrep_model"
@@ -94,8 +96,8 @@ def _load_folder(path: Path, classes: Mapping[str, type] | None) -> MultimodalMo
 def _is_ours(path: Path) -> bool:
     """Whether a config.json is of a model folder, and not of Hugging Face's transformers, say."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        content = read_json(path)
+    except CheckpointError:
         return True  # broken: reported as such
     return isinstance(content, dict) and ("format" in content or "encoders" in content)
 
@@ -141,11 +143,21 @@ def read_checkpoint(path: Path | str, *, mapped: bool = False) -> dict[str, Any]
 
 def _load_lightning(path: Path, classes: Mapping[str, type] | None) -> MultimodalModel:
     checkpoint = read_checkpoint(path)
-    model = MultimodalModel.from_config(checkpoint[CONFIG_KEY], classes, checkpoint.get(FILES_KEY))
+    if not isinstance(checkpoint["state_dict"], dict) or not _are_texts(checkpoint.get(FILES_KEY) or {}):
+        raise CheckpointError("not a checkpoint of mmrep", where=path, fix="give a file that `mmrep fit` wrote")
+    model = build_bounded(checkpoint[CONFIG_KEY], path, classes, checkpoint.get(FILES_KEY))
     weights = {
         name.removeprefix(WEIGHTS_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(WEIGHTS_PREFIX)
+        if name.startswith(WEIGHTS_PREFIX) and isinstance(tensor, Tensor)
     }
     load_weights(model, weights, where=path)
     return model.eval()
+
+
+def _are_texts(files: Any) -> bool:
+    """Whether it is what `MultimodalModel.files` gives."""
+    return isinstance(files, dict) and all(
+        isinstance(kept, dict) and all(isinstance(part, str) for pair in kept.items() for part in pair)
+        for kept in files.values()
+    )

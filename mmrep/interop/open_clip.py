@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mmrep.errors import ConfigError, did_you_mean
 from mmrep.files import replacing
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
+from mmrep.weights import BoundedBuilding
 
 LAYOUTS = ("custom-text", "clip")
 MOST_CLIP_SCALE = 100.0
@@ -43,10 +45,11 @@ def from_open_clip(source: OpenClipSource) -> MultimodalModel:
     """
     config, files = source.model, text_files(source)
     width = config["embed_dim"]
-    image = OpenClipImageEncoder(
-        width, half_config(config, "vision_cfg"), preprocess=source.preprocess, projection=False
-    )
-    text = OpenClipTextEncoder(width, half_config(config, "text_cfg"), files=files, projection=False)
+    with nullcontext() if source.weights is None else BoundedBuilding(source.weights):
+        image = OpenClipImageEncoder(
+            width, half_config(config, "vision_cfg"), preprocess=source.preprocess, projection=False
+        )
+        text = OpenClipTextEncoder(width, half_config(config, "text_cfg"), files=files, projection=False)
     weights = pretrained_weights(source)
     load_pretrained(image.tower, source, "visual", weights)
     load_pretrained(text.tower, source, "text", weights)
@@ -97,6 +100,11 @@ def export_open_clip(
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout={layout!r}", fix=did_you_mean(layout, LAYOUTS))
+    if model.normalize != "l2":
+        raise ConfigError(
+            f"the model has normalize: {model.normalize}, and open_clip scales embeddings to length 1",
+            fix="use format mmrep",
+        )
     pictures, texts = _tower(model, image, OpenClipImageEncoder), _tower(model, text, OpenClipTextEncoder)
     config = _config(pictures, texts, model, layout)
     weights = {f"visual.{name}": tensor for name, tensor in pictures.tower.state_dict().items()}

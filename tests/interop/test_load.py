@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mmrep
-from mmrep.encoders import FeaturesEncoder
+from mmrep.encoders import FeaturesEncoder, OpenClipTextEncoder
 from mmrep.errors import CheckpointError, ConfigError
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
@@ -108,6 +108,54 @@ def empty_folder(tmp: Path) -> str:
     return str(tmp / "empty")
 
 
+def with_settings(kind: str = "NgramTextEncoder", /, **settings: Any) -> Callable[[Path], str]:
+    """A model folder with an encoder of whatever settings."""
+
+    def make(tmp: Path) -> str:
+        folder = model_folder(tmp / "m")
+        config = json.loads((folder / "config.json").read_text())
+        config["encoders"]["a"] = {"class": kind, "settings": settings}
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    return make
+
+
+def checkpoint_with(**changed: Any) -> Callable[[Path], str]:
+    def make(tmp: Path) -> str:
+        model = mmrep.load(model_folder(tmp / "m"))
+        weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        torch.save({"state_dict": weights, "mmrep_model": model.config(), **changed}, tmp / "last.ckpt")
+        return str(tmp / "last.ckpt")
+
+    return make
+
+
+def tokenizer_with(files: dict[str, str], **text: Any) -> Callable[[Path], str]:
+    """A model folder whose text tower has a tokenizer of transformers, and code beside it that would make a file."""
+
+    def make(tmp: Path) -> str:
+        code = f"open({str(tmp / 'ran')!r}, 'w')\nfrom transformers import PreTrainedTokenizer\n"
+        code += "class Tok(PreTrainedTokenizer):\n    pass\n"
+        tower = {"embed_dim": 8, "text_cfg": {**NATIVE["text_cfg"], "hf_tokenizer_name": "x", **text}}
+        encoders = {"a": OpenClipTextEncoder(8, {**NATIVE, "embed_dim": 8}), "b": FeaturesEncoder(8, size=2)}
+        folder = MultimodalModel(encoders, PairwiseCLIPLoss()).save_pretrained(tmp / "m")
+        config = json.loads((folder / "config.json").read_text())
+        config["encoders"]["a"]["settings"]["architecture"] = tower
+        config["files"] = {"a": list(files)}
+        (folder / "files" / "a").mkdir(parents=True)
+        for name, content in files.items():
+            (folder / "files" / "a" / name).write_text(content.replace("CODE", code))
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    return make
+
+
+OWN_CODE = {
+    "config.json": '{"model_type": "bert"}',
+    "tokenizer_config.json": '{"tokenizer_class": "Tok", "auto_map": {"AutoTokenizer": ["evil.Tok", null]}}',
+}
 BROKEN: dict[str, tuple[Callable[[Path], str], str]] = {
     "truncated safetensors": (truncated, "broken file"),
     "a header that claims terabytes": (oversized_header, "broken file"),
@@ -122,6 +170,62 @@ BROKEN: dict[str, tuple[Callable[[Path], str], str]] = {
         "names the class 'os.system'",
     ),
     "a config with files outside": (with_config({"files": {"a": ["../../../x"]}}), "no such file of the model's"),
+    "a file that is code": (tokenizer_with({**OWN_CODE, "evil.py": "CODE"}), "no such file of the model's"),
+    "a tokenizer that names code": (tokenizer_with(OWN_CODE), "names code of its own"),
+    "a tokenizer that is trusted by its config": (
+        tokenizer_with({"config.json": "{}"}, tokenizer_kwargs={"trust_remote_code": True}),
+        r"sets tokenizer_kwargs \['trust_remote_code'\]",
+    ),
+    "a network that names code": (
+        with_settings(
+            "HFAudioEncoder",
+            config={"model_type": "clap_text_model", "auto_map": {"AutoModel": "evil.M"}, "_name_or_path": "."},
+            extractor={"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000},
+        ),
+        "transformers cannot build 'clap_text_model'",
+    ),
+    "an image network elsewhere": (
+        with_settings(
+            "OpenClipImageEncoder",
+            architecture={"embed_dim": 4, "vision_cfg": {"timm_model_name": "hf-hub:a/b", "image_size": 16}},
+        ),
+        "which timm does not list",
+    ),
+    "a modality that is a path": (with_config({"share": {"../../../x": "b"}}), "must be plain names"),
+    "a checkpoint with files outside": (
+        checkpoint_with(mmrep_files={"a": {"../../../x.txt": "x"}}),
+        "files of an encoder are plain names",
+    ),
+    "a checkpoint whose files are none": (
+        checkpoint_with(mmrep_files={"a": {"x.txt": 1}}),
+        "not a checkpoint of mmrep",
+    ),
+    "a checkpoint whose weights are a list": (checkpoint_with(state_dict=[1]), "not a checkpoint of mmrep"),
+    "a checkpoint whose weights are numbers": (checkpoint_with(state_dict={"model.x": 1}), "belong to another config"),
+    "a config without end": (with_config("[" * 200_000), "broken"),
+    "negative sizes": (with_settings(width=-1), "broken model config"),
+    "no buckets": (with_settings(buckets=0), "broken model config"),
+    "a network of petabytes": (with_settings(buckets=10**12, width=256), "much larger than the weights"),
+    "a network of too many parts": (
+        with_settings("SeriesEncoder", width=1024, stages=2, blocks=10**9),
+        "much larger than the weights",
+    ),
+    "pictures of terabytes": (
+        with_settings(
+            "TimmImageEncoder",
+            architecture="test_resnet",
+            preprocessing={
+                "size": 10**6,
+                "resize": 10**6,
+                "squash": True,
+                "interpolation": "bicubic",
+                "mean": [0.5] * 3,
+                "std": [0.5] * 3,
+            },
+        ),
+        "much larger than the weights|bytes, more than",
+    ),
+    "clips of days": (with_settings("MelAudioEncoder", seconds=5000.0), "an input of 'a' has 160,000,000 bytes"),
     "a pickled object in a .ckpt": (pickled(".ckpt"), "could run code.*convert it where it was made"),
     "a pickled object in a .pt": (pickled(".pt"), "could run code"),
     "a plain pickle": (pickled(".ckpt", "pickle"), "could run code|not a whole checkpoint|not a safe"),

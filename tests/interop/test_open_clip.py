@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,25 @@ def test_a_models_files_cannot_name_others(tmp_path: Path) -> None:
             mmrep.load(saved)
 
 
+def test_a_snapshot_of_the_hub_is_links_to_its_blobs_and_to_nothing_else(tmp_path: Path) -> None:
+    """As the hub's client lays out its cache."""
+    made = mmrep.load(write_open_clip_folder(tmp_path / "in", hf_text(tmp_path / "hf")))
+    saved = made.save_pretrained(tmp_path / "model")
+    snapshot, blobs = (tmp_path / "models--org--mine" / name for name in ("snapshots/0f", "blobs"))
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(path for path in saved.rglob("*") if path.is_file()):
+        link = snapshot / path.relative_to(saved)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(path.rename(blobs / str(number)), link.parent))
+    assert torch.equal(mmrep.load(snapshot).encode(text=TEXTS)["text"], made.encode(text=TEXTS)["text"])
+    (tmp_path / "secret").write_text("{}")
+    link = snapshot / "files" / "text" / "tokenizer.json"
+    link.unlink()
+    link.symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="a link to another place"):
+        mmrep.load(snapshot)
+
+
 def test_bare_weights_are_refused_until_their_config_is_stated(tmp_path: Path) -> None:
     folder = write_open_clip_folder(tmp_path / "in", NATIVE)
     weights = folder / "open_clip_model.safetensors"
@@ -256,6 +276,9 @@ def test_what_open_clip_cannot_hold_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="one activation for both"):
         export_open_clip(mixed, tmp_path / "out")
+    symile = MultimodalModel(dict(model.encoders), SymileLoss(), normalize="layernorm")
+    with pytest.raises(ConfigError, match="scales embeddings to length 1"):
+        export_open_clip(symile, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
