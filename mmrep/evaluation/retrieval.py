@@ -188,7 +188,8 @@ def _try_scoring(embeddings: Embeddings, scorer: Scorer, direction: Direction) -
     Raises:
         LossError: If it cannot.
     """
-    one = torch.ones_like(next(iter(embeddings.rows.values()))[:1]) if len(embeddings) else torch.ones(1, 1)
+    rows = next(iter(embeddings.rows.values()))
+    one = rows.new_ones(1, rows.shape[1])  # as wide as the rows, of which there may be none
     scorer.score(target=direction.target, candidates=one, given=dict.fromkeys(direction.given, one))
 
 

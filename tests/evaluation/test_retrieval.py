@@ -25,7 +25,7 @@ from mmrep.evaluation.retrieval import (
     make_gallery,
     retrieve,
 )
-from mmrep.losses import PairwiseCLIPLoss, SymileLoss, TriangleLoss
+from mmrep.losses import ClusterSwapLoss, PairwiseCLIPLoss, SymileLoss, TriangleLoss
 from tests.gloo_pool import GlooPool
 from tests.losses.cases import unit_rows
 
@@ -174,6 +174,15 @@ def test_no_query_gives_no_figures_rather_than_a_crash() -> None:
     figures = retrieve(e, PairwiseCLIPLoss())
     assert figures["a->c"]["queries"] == 0 and figures["a->c"]["recall@1"] is None
     assert figures["c->a"]["queries"] == 0 and figures["a->b"]["queries"] == 5
+
+
+def test_a_split_without_samples_has_no_figures_by_any_loss() -> None:
+    e = Embeddings(
+        {name: torch.zeros(0, 8) for name in "ab"}, {name: torch.zeros(0, dtype=torch.bool) for name in "ab"}, {}
+    )
+    for loss in (PairwiseCLIPLoss(), ClusterSwapLoss(modalities=["a", "b"], embed_dim=8, num_prototypes=4)):
+        figures = retrieve(e, loss)
+        assert set(figures) == {"a->b", "b->a"} and figures["a->b"]["recall@1"] is None, loss
 
 
 def test_nan_is_an_error_and_not_a_perfect_rank() -> None:
