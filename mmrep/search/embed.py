@@ -34,7 +34,7 @@ from mmrep.search.manifest import (
     relative_place,
     write_json,
 )
-from mmrep.search.row_files import FORMATS, ShardRows, check_installed
+from mmrep.search.row_files import FORMATS, ShardRows, check_installed, check_names
 from mmrep.search.shard_plan import ShardPlan
 from mmrep.stable_hash import stable_hash
 
@@ -84,6 +84,7 @@ class EmbeddingJob:
             raise ConfigError(f"share {worker} of {workers}", fix="--shard-index counts from 0 to --num-shards - 1")
         self.model, self.index, self.out = model, index, out
         self.encoders = {name: model.by_modality[name] for name in _known(modalities, model)}
+        check_names(file_format, self.encoders)
         chosen = list(dict.fromkeys(splits or index.splits))
         shards = {shard.name: shard for split in chosen for shard in index.split(split)}
         self.source = Source(

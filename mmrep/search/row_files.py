@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tokenize
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,9 @@ Tile = tuple[np.ndarray, np.ndarray, np.ndarray]
 class RowFormat(Protocol):
     """A way to store `ShardRows` below a path without a suffix."""
 
+    def names(self, modalities: Iterable[str]) -> list[str]:
+        """Of the columns or files that it writes, its own first."""
+
     def write(self, path: Path, shard: ShardRows) -> dict[Path, FileRecord]:
         """Write beside and rename; gives the files, and what they are: looked at before others can replace them."""
 
@@ -68,6 +72,9 @@ class RowFormat(Protocol):
 
 class ParquetRows:
     """``NAME.parquet``: key, number, per modality M a fixed-size list of floats (null where it is absent) and M.content."""
+
+    def names(self, modalities: Iterable[str]) -> list[str]:
+        return ["key", "number", *(f"{name}{end}" for name in modalities for end in ("", ".content"))]
 
     def write(self, path: Path, shard: ShardRows) -> dict[Path, FileRecord]:
         pa, pq = _pyarrow()
@@ -113,6 +120,10 @@ class ParquetRows:
 class NpyRows:
     """``NAME/``: per modality M ``M.npy`` fp32 ``[N, D]``, ``M.present.npy``, ``M.content.npy``; keys and numbers as JSON."""
 
+    def names(self, modalities: Iterable[str]) -> list[str]:
+        ends = (".npy", ".present.npy", ".content.npy")
+        return ["samples.json", *(f"{name}{end}" for name in modalities for end in ends)]
+
     def write(self, path: Path, shard: ShardRows) -> dict[Path, FileRecord]:
         with replacing(path) as part:
             part.mkdir()
@@ -143,6 +154,20 @@ class NpyRows:
 
 
 FORMATS: dict[str, RowFormat] = {"npy": NpyRows(), "parquet": ParquetRows()}
+
+
+def check_names(file_format: str, modalities: Iterable[str]) -> None:
+    """Refuse a modality whose column or file would take the place of another.
+
+    Raises:
+        ConfigError: With the name that both would have.
+    """
+    names = Counter(FORMATS[file_format].names(modalities))
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise ConfigError(
+            f"--format {file_format} cannot hold a modality whose rows are named '{twice[0]}', a name that is taken",
+            fix="choose another --format, or leave it out by --modality",
+        )
 
 
 def check_installed(file_format: str) -> None:

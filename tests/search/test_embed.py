@@ -181,6 +181,15 @@ def test_wrong_use_is_one_line(tiny_shards: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_a_modality_whose_rows_would_take_another_place(tiny_shards: Path, tmp_path: Path) -> None:
+    for name in ("key", "number"):
+        model = small(share={name: "text"})
+        with pytest.raises(MmrepError, match=f"parquet cannot hold a modality whose rows are named '{name}'") as caught:
+            embed(model, tiny_shards, tmp_path / "out", file_format="parquet")
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+        assert embed(model, tiny_shards, tmp_path / name, file_format="parquet", modalities=["text"])[1] is not None
+
+
 def test_some_modalities_of_some_splits(tiny_shards: Path, tmp_path: Path) -> None:
     _, manifest = embed(small(), tiny_shards, tmp_path / "out", splits=["test", "val"], modalities=["image"])
     assert manifest is not None and [record.name for record in manifest.shards] == [
