@@ -14,6 +14,7 @@ import numpy as np
 from data_prep.table.cell import Reject, Row
 from data_prep.table.sources import NAME
 from data_prep.table.spool import Spool
+from mmrep.data.writer import write_npy
 from mmrep.files import replacing
 
 PLAN, ROWS = "plan.json", "rows.npy"
@@ -83,8 +84,8 @@ class Plan:
             folder: Where.
             rows: File, place and number of each row in the order of the shards, int64 ``[N, 3]``.
         """
-        with replacing(folder / ROWS, sync=True) as part, part.open("wb") as file:
-            np.save(file, rows, allow_pickle=False)
+        with replacing(folder / ROWS, sync=True) as part:
+            write_npy(part, rows)
         with replacing(folder / PLAN, sync=True) as part:
             part.write_text(json.dumps(asdict(self)), encoding="utf-8")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrep.data.writer import write_npy
 from mmrep.errors import DataError
 
 MEMBER = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
@@ -59,7 +60,7 @@ class MemberTable:
         """Write the arrays into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            np.save(folder / name, getattr(self, name.removesuffix(".npy")), allow_pickle=False)
+            write_npy(folder / name, getattr(self, name.removesuffix(".npy")))
 
     @classmethod
     def load(cls, folder: Path, extensions: Sequence[str]) -> MemberTable:

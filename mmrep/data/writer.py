@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mmrep.errors import DataError
@@ -66,3 +67,16 @@ def npy_bytes(array: Any) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asarray(array), allow_pickle=False)
     return buffer.getvalue()
+
+
+def write_npy(path: Path, array: Any) -> None:
+    """A numeric array as an .npy file: the bytes of `numpy.save`, and an OSError wherever there is no room for them.
+
+    Into a real file NumPy writes with the C library: on a full disk the error has no number, or the last bytes are missing
+    without one. Given nothing but a method, it calls that.
+    """
+    import numpy as np
+
+    with path.open("wb") as file:
+        writer: Any = SimpleNamespace(write=file.write)
+        np.lib.format.write_array(writer, np.asarray(array), allow_pickle=False)

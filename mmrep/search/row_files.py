@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mmrep.data.writer import write_npy
 from mmrep.errors import ConfigError, DataError
 from mmrep.files import replacing
 from mmrep.search.manifest import AGAIN, FileRecord, file_record
@@ -128,9 +129,9 @@ class NpyRows:
         with replacing(path) as part:
             part.mkdir()
             for name, rows in shard.rows.items():
-                np.save(part / f"{name}.npy", np.ascontiguousarray(rows, np.float32))
-                np.save(part / f"{name}.present.npy", shard.present[name])
-                np.save(part / f"{name}.content.npy", shard.contents[name])
+                write_npy(part / f"{name}.npy", np.ascontiguousarray(rows, np.float32))
+                write_npy(part / f"{name}.present.npy", shard.present[name])
+                write_npy(part / f"{name}.content.npy", shard.contents[name])
             samples = {"keys": shard.keys, "numbers": shard.numbers}
             text = json.dumps(samples, ensure_ascii=False)
             (part / "samples.json").write_text(text, encoding="utf-8", errors="replace")

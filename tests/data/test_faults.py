@@ -28,6 +28,7 @@ from mmrep.data.build import build_index
 from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.faults import FaultLog, read_quarantine
 from mmrep.data.index import Index
+from mmrep.data.member_table import MemberTable
 from mmrep.data.plan import Plan
 from mmrep.data.reader import Samples
 from mmrep.data.scan import group_members
@@ -35,6 +36,7 @@ from mmrep.data.writer import write_shard
 from mmrep.encoders import Encoder
 from mmrep.errors import DataError, Fault, SampleError
 from tests.data.test_resume import TOPOLOGIES, fit, on_a_rank
+from tests.full_disk import errno_within
 from tests.gloo_pool import GlooPool
 from tests.modules.test_modules import ENCODERS
 from tests.tiny import MODALITIES, sample, write_tiny_shards
@@ -348,3 +350,12 @@ def test_a_full_disk_loses_lines_of_the_quarantine_and_no_run(room: int, tmp_pat
     assert [fault.key for fault in kept] == [f"key {number}" for number in range(len(kept))], "whole lines or none"
     assert max(sizes) <= room and len(kept) == (0 if room == 10 else 1)
     assert said.count("corrupt samples cannot be listed") == 1
+
+
+@pytest.mark.parametrize("length", [4000, 50000])
+def test_a_full_disk_cuts_no_array_of_an_index(length: int, tmp_path: Path) -> None:
+    """Neither the last bytes, which do not fill a buffer, nor many of them."""
+    table = MemberTable.build([("k" * length, {})], ["txt"])
+    assert errno_within(4096, lambda: table.save(tmp_path / "table"), tmp_path / "log") == errno.EFBIG
+    table.save(tmp_path / "table")
+    assert MemberTable.load(tmp_path / "table", ["txt"]).key(0) == "k" * length

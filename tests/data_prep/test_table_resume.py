@@ -11,15 +11,18 @@ import time
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from data_prep.building.build_folder import BuildFolder
 from data_prep.table import main
 from data_prep.table.pack import Packer
+from data_prep.table.plan import Plan
 from data_prep.table.spool import Spool
 from mmrep.errors import ConfigError, DataError
 from tests.data_prep.failing_files import fail_to_open
 from tests.data_prep.test_table import write_table
+from tests.full_disk import errno_within
 from tests.killed import ended, forked
 from tests.ray_session import local_ray  # noqa: F401 - a fixture
 from tests.tiny import file_bytes, png
@@ -359,3 +362,12 @@ def test_rows_that_were_cut_are_planned_anew(table: Path, tmp_path: Path, monkey
     rows.write_bytes(rows.read_bytes()[:-8])
     assert main(command(table, tmp_path / "out", 1)) == 0
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("length", [500, 6000])
+def test_a_full_disk_cuts_no_plan(length: int, tmp_path: Path) -> None:
+    plan, rows = Plan([], length, [], 0), np.arange(length)
+    assert errno_within(4096, lambda: plan.save(tmp_path, rows), tmp_path / "log") == errno.EFBIG
+    assert Plan.load(tmp_path) is None
+    plan.save(tmp_path, rows)
+    assert Plan.load(tmp_path) == plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import signal
 import subprocess
@@ -9,11 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mmrep.cli import main
 from mmrep.cli.embed import run
 from mmrep.search import EmbeddingJob
+from mmrep.search.row_files import FORMATS, ShardRows
+from tests.full_disk import errno_within
 from tests.killed import ended, forked
+from tests.modules.fault_tolerance.running import fill, small_disk
 from tests.search.conftest import embed, small
 from tests.tiny import file_bytes
 
@@ -115,3 +121,40 @@ def test_torchrun_starts_it(stored: Path, tiny_shards: Path, tmp_path: Path) -> 
     assert "complete: 88 samples in 5 shards" in done.stdout
     embed(small(), tiny_shards, tmp_path / "expected")
     assert file_bytes(tmp_path / "out") == file_bytes(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("file_format", ["npy", "parquet"])
+def test_a_full_disk_is_told_in_one_line(
+    file_format: str, stored: Path, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    command = words(stored, tiny_shards, disk / "out", "--format", file_format)
+    small_disk(disk)
+    try:
+        assert main([*command, "--num-shards", "99", "--shard-index", "98"]) == 0, "the model is there, and no rows"
+        fill(disk)
+        (disk / "filler").open("r+b").truncate((disk / "filler").stat().st_size - (3 << 12))
+        capsys.readouterr()
+        assert main(command) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+        assert "cannot be read or written" in line and "No space left on device" in line
+        (disk / "filler").unlink()
+        assert main(command) == 0
+        embed(small(), tiny_shards, disk / "expected", file_format=file_format)
+        assert without_parts(disk / "out") == file_bytes(disk / "expected")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("file_format", ["npy", "parquet"])
+@pytest.mark.parametrize("rows", [125, 2000])
+def test_no_shard_is_finished_that_a_full_disk_cut(rows: int, file_format: str, tmp_path: Path) -> None:
+    """Neither by its last bytes, which do not fill a buffer, nor by many."""
+    values, there, contents = np.ones((rows, 8), np.float32), np.ones(rows, bool), np.zeros(rows, np.int64)
+    shard = ShardRows(["0"] * rows, list(range(rows)), {"m": values}, {"m": there}, {"m": contents})
+    rows_format = FORMATS[file_format]
+    assert errno_within(4096, lambda: rows_format.write(tmp_path / "rows", shard), tmp_path / "log") == errno.EFBIG
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    rows_format.write(tmp_path / "rows", shard)
+    ((numbers, found, _),) = rows_format.tiles(tmp_path / "rows", "m", rows, 8, rows)
+    assert len(numbers) == rows and np.array_equal(found, values)
