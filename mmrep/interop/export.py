@@ -42,11 +42,12 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("something is there already", where=folder, fix="give another --out")
     merged = merge(model)
+    card = model_card(merged, facts).encode(errors="replace")  # before the weights: a fault leaves no half export
     if format == "open_clip":
         export_open_clip(merged, folder, image=image, text=text, layout=layout)
     else:
         merged.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(merged, facts), encoding="utf-8")
+    (folder / "README.md").write_bytes(card)
     return folder
 
 

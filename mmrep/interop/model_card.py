@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,24 @@ import yaml
 from mmrep.errors import ConfigError, DataError
 from mmrep.model import MultimodalModel
 
-FIGURES = {"recall@1": "R@1 %", "recall@5": "R@5 %", "recall@10": "R@10 %", "mrr": "MRR"}
+RETRIEVAL = {
+    "queries": "queries",
+    "candidates": "candidates",
+    "recall@1": "R@1 %",
+    "recall@5": "R@5 %",
+    "recall@10": "R@10 %",
+    "mrr": "MRR",
+}
+CLASSIFICATION = {
+    "n": "samples",
+    "classes": "classes",
+    "acc1": "top-1 %",
+    "acc5": "top-5 %",
+    "mean_per_class_recall": "mean per class %",
+    "mean_average_precision": "mAP %",
+    "chance_acc1": "chance %",
+}
+PROBE = {"classes": "classes", "accuracy": "accuracy %", "chance": "chance %", "test": "samples"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +69,20 @@ def collect_facts(
         ConfigError: If a result or the data is not there.
         DataError: If a file is broken, or no result.
     """
-    training = _read(run / "config.yaml") if run is not None and (run / "config.yaml").is_file() else {}
+    training = {}
+    if run is not None and (run / "config.yaml").is_file():
+        training = _read(run / "config.yaml", yaml.safe_load)
+        with _telling(run / "config.yaml", "the config of a run"):
+            _training(training)
+            _data_of(training)
     if data is not None and not (data / "index.json").is_file():
         raise ConfigError("no index.json", where=data, fix="give the folder of the training data, or leave it out")
     folder = data or _data_of(training)
-    known = folder is not None and (folder / "index.json").is_file()
-    content = _read(folder / "index.json") if folder is not None and known else {}
+    content = {}
+    if folder is not None and (folder / "index.json").is_file():
+        content = _read(folder / "index.json", json.loads)
+        with _telling(folder / "index.json", "an index"):
+            _data(content)
     return CardFacts(name, licence, training, content, [_result(path) for path in results])
 
 
@@ -69,11 +96,11 @@ def run_folder_of(checkpoint: Path) -> Path | None:
     return run if (run / "config.yaml").is_file() else None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds a mapping."""
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A YAML or JSON file that holds a mapping. YAML 1.1 is no reader of JSON: to it 5e-05 is a text."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"broken file ({str(error).splitlines()[0]})", where=path) from error
     if not isinstance(content, dict):
         raise DataError("the file holds no mapping", where=path)
@@ -88,10 +115,19 @@ def _data_of(training: Mapping[str, Any]) -> Path | None:
 def _result(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError("no such result", where=path, fix="write one: mmrep eval retrieval ... --out FILE.json")
-    content = _read(path)
-    if "task" not in content:
-        raise DataError("no result of `mmrep eval`", where=path)
+    content = _read(path, json.loads)
+    with _telling(path, "a result of `mmrep eval`"):
+        _result_lines(content)
     return content
+
+
+@contextmanager
+def _telling(path: Path, what: str) -> Iterator[None]:
+    """Turn what values of other kinds than ours raise into one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DataError(f"not {what} ({type(error).__name__}: {error})", where=path) from error
 
 
 def model_card(model: MultimodalModel, facts: CardFacts) -> str:
@@ -114,7 +150,7 @@ def model_card(model: MultimodalModel, facts: CardFacts) -> str:
         f"One embedding space of {model.embed_dim} numbers for {', '.join(model.modalities)}, trained with mmrep.",
         _usage(model),
         _model(model),
-        _data(facts),
+        _data(facts.data),
         _training(facts.training),
         _results(facts.results),
         f"## Licence\n\n{facts.licence}" if facts.licence else "## Licence\n\nThe authors state none.",
@@ -146,8 +182,7 @@ def _model(model: MultimodalModel) -> str:
     )
 
 
-def _data(facts: CardFacts) -> str:
-    index = facts.data
+def _data(index: Mapping[str, Any]) -> str:
     if not index:
         return "## Data\n\nNot recorded."
     count = {shard["name"]: shard["samples"] for shard in index.get("shards", [])}
@@ -185,28 +220,35 @@ def _training(training: Mapping[str, Any]) -> str:
 def _results(results: Sequence[Mapping[str, Any]]) -> str:
     if not results:
         return ""
-    lines = ["## Results", ""]
-    for result in results:
-        lines += [f"{result['task']} on {Path(str(result.get('data', ''))).name}, split {result.get('split', '')}:", ""]
-        lines += _retrieval_rows(result) if "directions" in result else _metric_rows(result)
-        lines.append("")
-    return "\n".join(lines).rstrip()
+    return "\n\n".join(["## Results", *("\n".join(_result_lines(result)) for result in results)])
 
 
-def _retrieval_rows(result: Mapping[str, Any]) -> list[str]:
-    rows = [f"| direction | queries | candidates | {' | '.join(FIGURES.values())} |", "|---" * (3 + len(FIGURES)) + "|"]
-    for direction, found in result["directions"].items():
-        shown = [_shown(key, found.get(key)) for key in FIGURES]
-        rows.append(f"| `{direction}` | {found['queries']} | {found['candidates']} | {' | '.join(shown)} |")
-    return rows
+def _result_lines(result: Mapping[str, Any]) -> list[str]:
+    """What was measured, and a table of it: see the commands of `mmrep eval` for what they write."""
+    about = f"{result['task']} on {Path(str(result.get('data', ''))).name}, split {result.get('split', '')}"
+    stated = [f"{key} {result[key]}" for key in ("method", "modality", "label") if result.get(key)]
+    tables = {
+        "retrieval": lambda: _table("direction", RETRIEVAL, {f"`{n}`": row for n, row in result["directions"].items()}),
+        "classification": lambda: _table("prompts", CLASSIFICATION, {str(result.get("language", "")): result}),
+        "probe": lambda: _table("features", PROBE, result["features"]),
+    }
+    return [f"{', '.join([about, *stated])}:", "", *tables[result["task"]]()]
 
 
-def _shown(key: str, value: float | None) -> str:
+def _table(first: str, headings: Mapping[str, str], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Figures as Markdown; those that no row has are left out."""
+    shown = {
+        key: heading for key, heading in headings.items() if any(row.get(key) is not None for row in rows.values())
+    }
+    lines = [f"| {' | '.join([first, *shown.values()])} |", "|---" * (1 + len(shown)) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {' | '.join([name, *(_shown(heading, row.get(key)) for key, heading in shown.items())])} |")
+    return lines
+
+
+def _shown(heading: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if key == "mrr" else f"{100 * value:.1f}"
-
-
-def _metric_rows(result: Mapping[str, Any]) -> list[str]:
-    metrics = {key: value for key, value in (result.get("metrics") or {}).items() if isinstance(value, int | float)}
-    return [f"- {key}: {value:.4f}" for key, value in metrics.items()]
+    if heading.endswith("%"):
+        return f"{100 * value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

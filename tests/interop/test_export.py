@@ -15,8 +15,10 @@ import mmrep
 from mmrep.cli import main
 from mmrep.encoders import FeaturesEncoder, NgramTextEncoder, OpenClipImageEncoder, OpenClipTextEncoder
 from mmrep.encoders.open_clip import LOCAL
-from mmrep.errors import CheckpointError
-from mmrep.interop.export import merge, push_to_hub
+from mmrep.errors import CheckpointError, ConfigError
+from mmrep.interop import export as export_module
+from mmrep.interop.export import export, merge, push_to_hub
+from mmrep.interop.model_card import CardFacts
 from mmrep.losses import PairwiseCLIPLoss, SymileLoss
 from mmrep.model import MultimodalModel
 from tests.interop.open_clip_models import NATIVE, write_open_clip_folder
@@ -29,6 +31,33 @@ RESULT = {
     "directions": {
         "a->b": {"queries": 7, "candidates": 5, "recall@1": 0.5, "recall@5": 0.75, "recall@10": 1, "mrr": 0.61}
     },
+}
+
+
+CLASSIFICATION = {
+    "task": "classification",
+    "data": "somewhere/own",
+    "split": "test",
+    "modality": "a",
+    "label": "kind",
+    "language": "de",
+    "n": 1200,
+    "classes": 3,
+    "acc1": 0.5,
+    "acc1_ci95": [0.4, 0.6],
+    "acc5": None,
+    "mean_per_class_recall": 0.4,
+    "chance_acc1": 1 / 3,
+}
+FEATURES = {"accuracy": 0.75, "accuracy_ci95": [0.7, 0.8], "chance": 0.5, "classes": 2, "test": 40, "l2": 1e-05}
+PROBE = {
+    "task": "probe",
+    "method": "ridge",
+    "data": "somewhere/own",
+    "modality": "a",
+    "label": "kind",
+    "split": "test",
+    "features": {"trained": FEATURES, "random weights": FEATURES | {"accuracy": 5e-05}},
 }
 
 
@@ -83,6 +112,76 @@ def test_a_model_folder_comes_with_a_card(tmp_path: Path, capsys: pytest.Capture
     assert str(tmp_path) not in card, "no path of this machine"
     one, other = mmrep.load(run), mmrep.load(tmp_path / "out")
     assert torch.equal(one.encode(b=["x"])["b"], other.encode(b=["x"])["b"])
+
+
+def test_the_card_holds_the_figures_of_every_kind_of_result(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    figures = dict(RESULT["directions"]["a->b"]) | {"queries": 20000, "recall@1": 5e-05}  # type: ignore[index]  # a dict
+    multilabel = {name: CLASSIFICATION[name] for name in ("task", "data", "split", "n", "classes")}
+    results = [
+        RESULT | {"directions": {"a->b": figures}},
+        CLASSIFICATION,
+        multilabel | {"mean_average_precision": 0.25},
+        PROBE,
+    ]
+    words = ["--checkpoint", str(run), "--out", str(tmp_path / "out")]
+    for number, result in enumerate(results):
+        (tmp_path / f"{number}.json").write_text(json.dumps(result))
+        words += ["--result", str(tmp_path / f"{number}.json")]
+    assert main(["export", *words]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in (
+        "| `a->b` | 20,000 | 5 | 0.0 | 75.0 | 100.0 | 0.610 |",
+        "classification on own, split test, modality a, label kind:\n",
+        "| prompts | samples | classes | top-1 % | mean per class % | chance % |\n",
+        "| de | 1,200 | 3 | 50.0 | 40.0 | 33.3 |",
+        "| mAP % |",
+        "| 1,200 | 3 | 25.0 |",
+        "probe on own, split test, method ridge, modality a, label kind:\n",
+        "| features | classes | accuracy % | chance % | samples |\n",
+        "| trained | 2 | 75.0 | 50.0 | 40 |",
+        "| random weights | 2 | 0.0 | 50.0 | 40 |",
+    ):
+        assert fact in card, fact
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("result.json", '{"task": "retr', "broken file (Unterminated string"),
+        ("result.json", "[" * 99999, "broken file ("),
+        ("result.json", "[]", "the file holds no mapping"),
+        ("result.json", '{"task": "search"}', "not a result of `mmrep eval` (KeyError"),
+        ("result.json", '{"task": "retrieval", "directions": {"a->b": 1}}', "not a result of `mmrep eval`"),
+        ("result.json", '{"task": "retrieval", "directions": {"a->b": {"mrr": "x"}}}', "not a result of `mmrep eval`"),
+        ("result.json", '{"task": "probe"}', "not a result of `mmrep eval`"),
+        ("own/index.json", '{"shards": [1]}', "not an index ("),
+        ("runs/mine/config.yaml", "model: Symile", "not the config of a run ("),
+    ],
+)
+def test_a_fact_that_is_none_is_one_line_and_leaves_nothing(
+    name: str, content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path)
+    (tmp_path / name).write_text(content)
+    words = ["--checkpoint", str(run), "--out", str(tmp_path / "out"), "--result", str(tmp_path / "result.json")]
+    assert main(["export", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_card_is_made_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object) -> str:
+        raise ConfigError("no card")
+
+    run = run_folder(tmp_path)
+    facts = CardFacts("mine\ud800")
+    export(mmrep.load(run), tmp_path / "named", facts)
+    assert "# mine?\n" in (tmp_path / "named" / "README.md").read_text()
+    monkeypatch.setattr(export_module, "model_card", fault)
+    with pytest.raises(ConfigError, match="no card"):
+        export(mmrep.load(run), tmp_path / "out", facts)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_cards_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
