@@ -7,6 +7,7 @@ import os
 import sys
 
 from mmrep.errors import ConfigError, MmrepError, did_you_mean
+from mmrep.printing import printable
 
 HELP = """\
 mmrep: contrastive representations of any number of modalities
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     except MmrepError as error:
         if debug:
             raise
-        print(f"mmrep: error: {error}", file=sys.stderr)
+        print(f"mmrep: error: {printable(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if debug or error.errno is None or isinstance(error, ConnectionError):  # not of a file: no permission, no room
             raise
-        place = f" [{error.filename}]" if error.filename is not None else ""
+        place = f" [{printable(error.filename)}]" if error.filename is not None else ""
         print(f"mmrep: error: cannot be read or written ({error.strerror}){place}", file=sys.stderr)
         return 2
 

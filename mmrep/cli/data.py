@@ -18,6 +18,7 @@ from mmrep.data.index import Index, Label, Modality, check_arrays, kind_of
 from mmrep.data.locations import find_shards, is_url
 from mmrep.data.reader import Samples, Where, check_shards
 from mmrep.errors import ConfigError, DataError, SampleError
+from mmrep.printing import printable
 from mmrep.progress import progress
 
 
@@ -120,10 +121,11 @@ def _index(options: argparse.Namespace) -> int:
     index = replace(index, labels=index.labels | labels)
     path = index.save()
     if empty := [shard.name for shard in index.shards if not shard.samples]:
-        print(f"without a sample: {_few(empty)}")
+        print(printable(f"without a sample: {_few(empty)}"))
     samples = sum(shard.samples for shard in index.shards)
     without = f", without {len(index.excluded)} excluded" if index.excluded else ""
-    print(f"{path}: {samples} samples in {len(index.shards)} shards, splits {', '.join(index.splits)}{without}")
+    splits = printable(", ".join(index.splits))
+    print(f"{path}: {samples} samples in {len(index.shards)} shards, splits {splits}{without}")
     return 0
 
 
@@ -171,11 +173,11 @@ def _splits(index: Index, earlier: _Settings) -> dict[str, list[str]]:
         if new := [name for name in members if name not in known]:
             splits[split] = splits.get(split, []) + new
             if known:
-                print(f"new in split {split}: {_few(new)}")
+                print(printable(f"new in split {split}: {_few(new)}"))
     if gone := [name for name in earlier.shards if name not in names]:
-        print(f"not there any more: {_few(gone)}")
+        print(printable(f"not there any more: {_few(gone)}"))
     if empty := [split for split, members in splits.items() if not members]:
-        print(f"splits of which nothing is left: {', '.join(empty)}")
+        print(printable(f"splits of which nothing is left: {', '.join(empty)}"))
     return {split: members for split, members in splits.items() if members}
 
 
@@ -222,7 +224,7 @@ def _check(options: argparse.Namespace) -> int:
                 broken.append((shard.name, fault))
             advance(1)
     for name, message in broken:
-        print(f"{name}: {message}")
+        print(printable(f"{name}: {message}"))
     if broken:
         raise DataError(
             f"{len(broken)} of {len(index.shards)} shards are not what the index says: {_few([name for name, _ in broken])}",

@@ -13,6 +13,7 @@ from mmrep.cli.ray_options import ENGINES, add_engine_options, ray_settings
 from mmrep.cli.work_share import WorkShare, local_rank, work_share
 from mmrep.devices import choose_device
 from mmrep.errors import ConfigError, Fault, check_choice
+from mmrep.printing import printable
 from mmrep.progress import progress
 from mmrep.stopping import Stopped, stopped_by_signals
 
@@ -134,6 +135,6 @@ def _finish(job: EmbeddingJob, out: str, share: WorkShare) -> int:
 
 def _list_broken(faults: Sequence[Fault]) -> None:
     for fault in faults[:MOST_LISTED]:
-        print(f"left out: {fault.shard}:{fault.key}: {fault.detail}", file=sys.stderr)
+        print(printable(f"left out: {fault.shard}:{fault.key}: {fault.detail}"), file=sys.stderr)
     if len(faults) > MOST_LISTED:
         print(f"left out: {len(faults) - MOST_LISTED} more", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrep.devices import choose_device
 from mmrep.errors import ConfigError, DataError, did_you_mean
+from mmrep.printing import print_table, printable
 
 if TYPE_CHECKING:
     from mmrep.search import Answers, EmbeddingIndex
@@ -160,12 +161,11 @@ def _originals(options: argparse.Namespace, index: EmbeddingIndex) -> Originals 
     except DataError as error:
         if options.html or options.data:
             raise
-        print(f"note: no captions: {error}", file=sys.stderr)
+        print(f"note: no captions: {printable(error)}", file=sys.stderr)
         return None
 
 
 def _print_table(title: str, answers: Answers, texts: Sequence[Mapping[str, str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -174,11 +174,11 @@ def _print_table(title: str, answers: Answers, texts: Sequence[Mapping[str, str]
     for heading in ("rank", "score"):
         table.add_column(heading, justify="right")
     for heading in ("key", "shard", *names):
-        table.add_column(heading, overflow="fold")
+        table.add_column(Text(heading), overflow="fold")
     for rank, (hit, captions) in enumerate(zip(answers.hits[0], texts, strict=True), 1):
         cells = (hit.key, hit.shard, *(captions.get(name, "") for name in names))
         table.add_row(str(rank), f"{hit.score:.4g}", *(Text(cell) for cell in cells))  # Text: brackets are no markup
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print_table(table)
 
 
 def _write_json(

@@ -8,6 +8,7 @@ import numpy as np
 
 from mmrep.data.index import Index
 from mmrep.data.reader import Samples
+from mmrep.printing import print_table, printable
 
 
 def split_stats(index: Index, split: str) -> dict[str, Any]:
@@ -75,7 +76,6 @@ def stats_rows(index: Index) -> list[tuple[str, ...]]:
 def print_stats(index: Index, title: object) -> None:
     """Print a table of splits, presence and sizes."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -85,8 +85,8 @@ def print_stats(index: Index, title: object) -> None:
         table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in stats_rows(index):
         table.add_row(*(Text(cell) for cell in row))  # Text: a name with brackets is no markup
-    Console().print(table)
-    print(summary(index))
+    print_table(table, width=None)
+    print(printable(summary(index)))
 
 
 def summary(index: Index) -> str:

@@ -22,6 +22,9 @@ from tests.data.test_contact_sheet import EVIL, Page
 from tests.search.conftest import embed, small
 from tests.tiny import MODALITIES, flac, png, sample
 
+ESCAPES = "orange \x1b]52;c;cHduZWQ=\x07\x9b2J[31m[/b] ball"
+"""A caption that writes into the clipboard and clears the screen of a terminal that obeys it."""
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,6 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards.mkdir()
     samples = [sample(f"k{number:02d}", number) for number in range(12)]
     samples[4]["txt"] = EVIL
+    samples[5]["txt"] = ESCAPES
     write_shard(shards / "train-000000.tar", samples)
     build_index(shards, MODALITIES).save()
     small().save_pretrained(folder / "model")
@@ -70,6 +74,18 @@ def test_table_json_and_page(home: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert page.words.count(EVIL) == 2, "the query, and the caption of a hit"
     assert len(page.all("img")) == 10 and len(page.all("audio")) >= 8
     assert [w for w in page.words if w.startswith("1. ")] == [f"1. {best['key']} "]
+
+
+def test_what_a_terminal_would_obey_is_not_printed(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search(home, "--text", "orange", "-k", "12", "--out", str(tmp_path / "found.json")) == 0
+    printed = capsys.readouterr().out
+    assert "orange ]52;c;cHduZWQ=2J[31m[/b] ball" in " ".join(printed.split()).replace(" │ ", " ")
+    assert not set(printed) & {"\x1b", "\x07", "\x9b"}
+    assert ESCAPES in [
+        line["texts"].get("text") for line in json.loads((tmp_path / "found.json").read_text())["results"]
+    ]
 
 
 def test_a_page_has_a_bound(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
