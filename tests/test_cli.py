@@ -123,6 +123,34 @@ def test_eval_writes_the_json_of_the_design_and_a_picture(
     assert min(Image.open(picture).size) > 300
     assert main([*words, "--out", str(out)]) == 2
     assert "--overwrite" in one_line(capsys)
+    assert main([*words, "--picture", str(picture)]) == 2
+    assert "picture.png" in (line := one_line(capsys)) and "--overwrite" in line
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_evaluation(
+    home: Path, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be known before is refused before; of the rest, the figures are there and the last picture stays."""
+    from matplotlib.figure import Figure
+
+    out, picture = tmp_path / "result.json", tmp_path / "picture.png"
+    words = ["eval", "retrieval", "--checkpoint", str(home / "runs" / "base"), "--data", str(tiny_shards)]
+    words += ["--out", str(out)]
+    for wrong, message in (
+        (["--picture", str(picture), "--picture-direction", "text->imgae"], "did you mean 'image'"),
+        (["--picture", str(tmp_path / "picture.docx")], "no picture is written as '.docx'"),
+    ):
+        assert main([*words, *wrong]) == 2
+        assert message in one_line(capsys) and not out.exists()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.backend_bases", None)
+        assert main([*words, "--picture", str(picture)]) == 2
+        assert "mmrep[viz]" in one_line(capsys) and not out.exists()
+    picture.write_bytes(b"earlier")
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert main([*words, "--picture", str(picture), "--overwrite"]) == 2
+    assert json.loads(out.read_text())["n"] == 20 and picture.read_bytes() == b"earlier"
 
 
 def test_eval_probe_stands_beside_random_weights_and_raw_input(

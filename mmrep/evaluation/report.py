@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmrep import printing
 from mmrep.data.decode import decode
 from mmrep.data.reader import Samples
 from mmrep.errors import ConfigError
@@ -23,6 +23,7 @@ from mmrep.evaluation.retrieval import (
     make_gallery,
     sample_groups,
 )
+from mmrep.files import replacing
 
 TOP = 5
 HEADINGS = (
@@ -39,28 +40,31 @@ HEADINGS = (
 )
 """Of the retrieval table, wherever it is shown."""
 RIGHT, WRONG = "#1a9641", "#d7191c"
+MOST_DRAWN = 400
+"""Characters of a text in the picture, which has room for fewer."""
 
 
 def print_table(result: Mapping[str, Any]) -> None:
     """Print the figures of `mmrep.evaluation.retrieval.retrieve`, a direction a line."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{result['checkpoint']} on {result['data']} ({result['split']}, {result['n']} samples)")
+    title = f"{result['checkpoint']} on {result['data']} ({result['split']}, {result['n']} samples)"
+    table = Table(title=Text(title))  # Text: brackets of a path are no markup
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "direction" else "right")
     for direction, figures in result["directions"].items():
-        table.add_row(direction, *retrieval_cells(figures))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        table.add_row(Text(direction), *retrieval_cells(figures))
+    printing.print_table(table)
 
 
 def print_classification(result: Mapping[str, Any]) -> None:
     """Print the figures of `mmrep.evaluation.classification.classify` on one line."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     title = f"zero-shot classification of '{result['modality']}': {result['checkpoint']} on {result['data']}"
-    table = Table("samples", "left out", "classes", "prompts", title=f"{title} ({result['split']})")
+    table = Table("samples", "left out", "classes", "prompts", title=Text(f"{title} ({result['split']})"))
     cells = [str(result["n"]), str(result["absent"] + result["unlabelled"]), str(result["classes"])]
     cells.append(str(result["prompts"]))
     names = {"acc1": "top-1 %", "acc5": "top-5 %", "mean_per_class_recall": "mean per class %"}
@@ -70,16 +74,16 @@ def print_classification(result: Mapping[str, Any]) -> None:
             table.add_column(heading, justify="right")
             cells.append("-" if result[name] is None else f"{100 * result[name]:.1f}")
     table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    printing.print_table(table)
 
 
 def print_probe(result: Mapping[str, Any]) -> None:
     """Print the figures of a probe, a kind of features a line."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     title = f"{result['method']} probe of '{result['label']}' on '{result['modality']}', {result['data']} ({result['split']})"
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for heading in ("features", "width", "classes", "accuracy %", "95 %", "chance %", "chosen", "test samples"):
         table.add_column(heading, justify="left" if heading == "features" else "right")
     for name, figures in result["features"].items():
@@ -94,7 +98,7 @@ def print_probe(result: Mapping[str, Any]) -> None:
             next(f"{name} {figures[name]:g}" for name in ("l2", "weight_decay", "k") if name in figures),
             str(figures["test"]),
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    printing.print_table(table)
 
 
 def retrieval_cells(figures: Mapping[str, Any]) -> list[str]:
@@ -115,13 +119,31 @@ def retrieval_cells(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def check_drawing(path: Path) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        ConfigError: If matplotlib is not installed, or draws no such file.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise ConfigError("drawing needs matplotlib", fix="pip install 'mmrep[viz]'") from error
+    if _format(path) not in FigureCanvasBase.get_supported_filetypes():
+        raise ConfigError(f"no picture is written as '{path.suffix}'", where=path, fix="name it FILE.png")
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower() or "png"
+
+
 def draw_examples(
     path: Path, embeddings: Embeddings, scorer: Scorer, samples: Samples, direction: Direction, *, rows: int = 8
 ) -> None:
     """Draw evenly spaced queries, each with its best five candidates, right ones framed in green.
 
     Args:
-        path: A PNG.
+        path: A PNG, or another file of `check_drawing`.
         embeddings: Of the whole of ``samples``, in its order.
         scorer: Whose rule ranks.
         samples: Where the raw samples are.
@@ -129,12 +151,11 @@ def draw_examples(
         rows: How many queries.
 
     Raises:
-        ConfigError: If matplotlib is not installed.
+        ConfigError: If matplotlib is not installed, or nothing can be drawn.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib", fix="pip install 'mmrep[viz]'") from error
+    check_drawing(path)
+    from matplotlib.figure import Figure
+
     gallery, able = make_gallery(embeddings, direction.target), answerable(embeddings, direction)
     if not len(able) or not len(gallery.samples):
         raise ConfigError(f"no sample of the split can ask {direction}", where=path)
@@ -153,9 +174,9 @@ def draw_examples(
     for axis, title in zip(
         axes[0], [*direction.given, *(f"{direction.target} {n + 1}" for n in range(TOP))], strict=True
     ):
-        axis.set_title(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+        axis.set_title(title, fontsize=9, parse_math=False)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110, format=_format(path))
 
 
 def _draw_answers(line: Any, samples: Samples, direction: Direction, gallery: Gallery, best: Any, right: Any) -> None:
@@ -181,6 +202,7 @@ def _draw(axis: Any, samples: Samples, number: int, modality: str) -> None:
         axis.specgram(raw[0] + dither, NFFT=512, Fs=raw[1], noverlap=384, cmap="magma")
         axis.set_ylim(0, 8000)
     elif kind == "text":
-        axis.text(0.5, 0.5, raw.replace(" | ", "\n"), ha="center", va="center", wrap=True, fontsize=9)
+        text = printing.printable(raw[:MOST_DRAWN]).replace(" | ", "\n")
+        axis.text(0.5, 0.5, text, ha="center", va="center", wrap=True, fontsize=9, parse_math=False)
     else:
         axis.plot(raw.ravel())
