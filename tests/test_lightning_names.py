@@ -12,7 +12,7 @@ from lightning_fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.cli import LightningCLI
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
@@ -44,6 +44,7 @@ OF_OTHERS: list[tuple[object, str]] = [
     *((_SubprocessScriptLauncher, name) for name in ("_call_children_scripts", "kill")),
     (_SignalConnector, "register_signal_handlers"),
     (DDPStrategy(), "_timeout"),
+    (TensorBoardLogger("."), "_experiment"),
     (WandbLogger(offline=True), "_experiment"),
     (WandbLogger(offline=True), "_wandb_init"),
     (pl.LightningModule(), "_trainer"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback, ProgressBar
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 
 from mmrep.cli.run_folder import RunFolder
 from mmrep.errors import ConfigError
@@ -20,6 +20,7 @@ from mmrep.modules.monitoring.metrics_file import MetricsFile
 from mmrep.modules.monitoring.plain_progress import PlainProgress
 from mmrep.modules.monitoring.progress_bar import RunProgressBar
 from mmrep.modules.monitoring.run_media import RunMedia
+from mmrep.modules.monitoring.tensorboard_logger import DiskSafeTensorBoardLogger
 from mmrep.modules.monitoring.throughput import Throughput
 from mmrep.modules.monitoring.throughput_report import lines
 from mmrep.modules.monitoring.wandb_logger import OfflineSafeWandbLogger
@@ -102,7 +103,7 @@ class Watching:
             MetricsFile(folder.parent, name=folder.name, version=self.stage, flush_logs_every_n_steps=20)
         ]
         if self.options.tensorboard:
-            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=self.stage))
+            loggers.append(DiskSafeTensorBoardLogger(folder, name="tensorboard", version=self.stage))
         if self.options.wandb:
             loggers.append(OfflineSafeWandbLogger(folder, self.options.project))
         return loggers

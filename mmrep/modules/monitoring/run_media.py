@@ -27,6 +27,7 @@ from mmrep.evaluation.retrieval import Direction
 from mmrep.model import MultimodalModel
 from mmrep.modules.callbacks.evaluation import run_precision
 from mmrep.modules.fault_tolerance.preemption import PreemptedError
+from mmrep.modules.monitoring.tensorboard_logger import DiskSafeTensorBoardLogger
 from mmrep.modules.monitoring.wandb_logger import OfflineSafeWandbLogger, first_line
 
 COLUMNS = ("queries", "candidates", "recall@1", "recall@5", "recall@10", "mrr", "median_rank", "chance_recall@1")
@@ -59,7 +60,7 @@ class RunMedia(pl.Callback):
             if isinstance(logger, OfflineSafeWandbLogger):
                 logger.log_config(yaml.safe_load(text))
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), 0)
+                _log_text(logger, "config", "".join(f"    {line}\n" for line in text.splitlines()), 0)
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,7 +73,7 @@ class RunMedia(pl.Callback):
                 rows = [[name, *(figures[column] for column in COLUMNS)] for name, figures in retrieved.items()]
                 logger.log_rows("val/retrieval", ("direction", *COLUMNS), rows, table(HEADINGS, shown, (0,)))
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("val/retrieval", markdown(HEADINGS, shown), trainer.global_step)
+                _log_text(logger, "val/retrieval", markdown(HEADINGS, shown), trainer.global_step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, PreemptedError):
@@ -96,6 +97,13 @@ class RunMedia(pl.Callback):
             return
         for logger in loggers:
             logger.log_page("examples", page.read_text(encoding="utf-8"))
+
+
+def _log_text(logger: TensorBoardLogger, name: str, text: str, step: int) -> None:
+    if isinstance(logger, DiskSafeTensorBoardLogger):
+        logger.log_text(name, text, step)
+    else:  # of the config: as Lightning made it
+        logger.experiment.add_text(name, text, step)
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
