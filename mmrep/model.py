@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import mmrep.encoders
@@ -23,7 +21,7 @@ from mmrep.encoders.base import placed
 from mmrep.errors import CheckpointError, ConfigError, MmrepError, did_you_mean
 from mmrep.files import read_json, read_text, replacing
 from mmrep.losses import Loss
-from mmrep.weights import BoundedBuilding, load_weights, read_weights
+from mmrep.weights import BoundedBuilding, load_weights, read_weights, save_weights
 
 FORMAT = "mmrep-model-1"
 NORMALIZATIONS = ("l2", "layernorm")
@@ -247,15 +245,7 @@ class MultimodalModel(nn.Module):
             OSError: If they cannot be written.
             CheckpointError: The same, of the weights.
         """
-        try:
-            self._write(Path(folder))
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"the model could not be written ({error})", where=folder, fix="make room, or give another place"
-            ) from error
-        return Path(folder)
-
-    def _write(self, folder: Path) -> None:
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kept = self.files()
         for name, contents in kept.items():
@@ -265,11 +255,11 @@ class MultimodalModel(nn.Module):
         config = self.config() | (
             {"files": {name: sorted(contents) for name, contents in kept.items()}} if kept else {}
         )
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with replacing(folder / "model.safetensors") as part:
-            save_file(weights, part)
+            save_weights(self.state_dict(), part)
         with replacing(folder / "config.json") as part:
             part.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        return folder
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, classes: Mapping[str, type] | None = None) -> MultimodalModel:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -110,6 +110,24 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         if all(name.startswith(wrapper) for name in weights):
             weights = {name.removeprefix(wrapper): tensor for name, tensor in weights.items()}
     return dict(weights)
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a ``.safetensors`` file.
+
+    Args:
+        weights: Name -> tensor; no two share memory.
+        path: Of the file.
+
+    Raises:
+        CheckpointError: If there is no room for it.
+    """
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"the model could not be written ({error})", where=path.parent, fix="make room, or give another place"
+        ) from error
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, where: object) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmrep.encoders import OpenClipImageEncoder, OpenClipTextEncoder
@@ -29,7 +28,7 @@ from mmrep.errors import ConfigError, did_you_mean
 from mmrep.files import replacing
 from mmrep.losses import PairwiseCLIPLoss
 from mmrep.model import MultimodalModel
-from mmrep.weights import BoundedBuilding
+from mmrep.weights import BoundedBuilding, save_weights
 
 LAYOUTS = ("custom-text", "clip")
 MOST_CLIP_SCALE = 100.0
@@ -97,6 +96,7 @@ def export_open_clip(
 
     Raises:
         ConfigError: If the encoders are others, have a head or adapters, or the layout cannot hold them.
+        CheckpointError: If there is no room for the weights.
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout={layout!r}", fix=did_you_mean(layout, LAYOUTS))
@@ -116,7 +116,7 @@ def export_open_clip(
     for name, content in texts.files.items():
         (folder / name).write_text(content, encoding="utf-8")
     with replacing(folder / WEIGHT_FILES[0]) as part:
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, part)
+        save_weights({name: tensor.clone() for name, tensor in weights.items()}, part)
     with replacing(folder / CONFIG_FILE) as part:
         part.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return folder

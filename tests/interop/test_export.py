@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mmrep.losses import PairwiseCLIPLoss, SymileLoss
 from mmrep.model import MultimodalModel
 from tests.interop.open_clip_models import NATIVE, write_open_clip_folder
 from tests.interop.test_open_clip import TEXTS, features, pictures, theirs
+from tests.killed import ended, forked
 
 RESULT = {
     "task": "retrieval",
@@ -321,3 +323,17 @@ def test_a_source_that_is_no_run_takes_no_facts_of_the_folder_it_is_called_in(
     assert main(["export", "--checkpoint", f"open_clip:{LOCAL}{folder}", "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Not recorded." in card and "## Training" not in card
+
+
+@pytest.mark.parametrize("form", ["mmrep", "open_clip"])
+def test_a_full_disk_is_one_line(form: str, tmp_path: Path) -> None:
+    model = mmrep.load(write_open_clip_folder(tmp_path / "in", NATIVE)).save_pretrained(tmp_path / "model")
+    words = ["export", "--checkpoint", str(model), "--out", str(tmp_path / "out"), "--format", form]
+
+    def work() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        return main(words)
+
+    assert ended(forked(work, tmp_path / "log")) == 2
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.startswith("mmrep: error: the model could not be written (")
