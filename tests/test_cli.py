@@ -244,6 +244,15 @@ def test_wandb_offline_and_tensorboard_by_flag(home: Path) -> None:
         (["--ckpt_path", "nothing.ckpt"], "no such checkpoint"),
         (["--resume", "yes"], "--resume auto"),
         (["--name", "../outside"], "cannot name a run"),
+        (["--data.num_workers", "-1"], "-1 is too small [data.num_workers]; give 0 or more"),
+        (["--trainer.val_check_interval", "0"], "0 is too small [trainer.val_check_interval]"),
+        (["--trainer.accumulate_grad_batches", "0"], "0 is too small [trainer.accumulate_grad_batches]"),
+        (["--trainer.max_time", "nonsense"], "Expected a string in the format DD:HH:MM:SS."),
+        (["--trainer.max_steps", "-5"], "`max_steps` must be a non-negative integer or -1"),
+        (["--trainer.limit_train_batches", "7.5"], "invalid value 7.5 for limit_train_batches"),
+        (["--trainer.strategy", "nope"], "invalid strategy name: `strategy='nope'`"),
+        (["--checkpoint.save_top_k", "3"], "No quantity for top_k to track"),
+        (["--trainer.devices", "2", "--trainer.val_check_interval", "{seconds: 1}"], "by its own clock [trainer.val_"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(
@@ -317,6 +326,94 @@ def test_an_existing_run_is_kept_until_the_new_one_can_start(home: Path, capsys:
     assert fit(home, "--overwrite", name="mine") == 2
     assert "holds no run of mmrep" in one_line(capsys)
     assert (home / "runs" / "mine" / "thesis.txt").exists()
+
+
+@pytest.fixture
+def elsewhere(home: Path, tmp_path: Path) -> list[str]:
+    """Options of a run whose checkpoints lie in a folder of other things."""
+    (tmp_path / "thesis.txt").write_text("years of work")
+    options = ["--checkpoint.dirpath", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
+    if not (home / "runs" / "apart").exists():
+        assert fit(home, *options, name="apart") == 0
+        shutil.copytree(tmp_path, home / "apart")
+    else:
+        shutil.copytree(home / "apart", tmp_path, dirs_exist_ok=True)
+    return options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.num_workers", "-1"], "too small"),
+        (["--trainer.val_check_interval", "1000"], "`val_check_interval` (1000) must be less than or equal to the num"),
+        (["--checkpoint.filename", "{nope"], "'{nope' names no file: expected '}' before end of string"),
+        (["--checkpoint.monitor", "eval/knn/acc1"], "no callback logs 'eval/knn/acc1'"),
+    ],
+)
+def test_a_start_that_fails_before_its_first_step_replaces_no_run(
+    home: Path,
+    elsewhere: list[str],
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = file_bytes(home / "runs"), file_bytes(tmp_path)
+    capsys.readouterr()
+    assert fit(home, *elsewhere, "--overwrite", *options, name="apart") == 2
+    assert message in one_line(capsys)
+    assert (file_bytes(home / "runs"), file_bytes(tmp_path)) == before
+
+
+def test_a_signal_or_a_mistake_in_code_before_the_first_step_replaces_no_run(
+    home: Path,
+    elsewhere: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = file_bytes(home / "runs"), file_bytes(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise ValueError("no such colour")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmrep.modules.PairwiseCLIP.training_step", fail)
+        with pytest.raises(ValueError, match="no such colour"):  # a traceback, and not one line
+            fit(home, *elsewhere, "--overwrite", name="apart")
+    assert (file_bytes(home / "runs"), file_bytes(tmp_path)) == before
+    monkeypatch.setattr("mmrep.modules.fault_tolerance.preemption.StopSignals.asked", lambda _: True)
+    capsys.readouterr()
+    assert fit(home, *elsewhere, "--overwrite", name="apart") == 0
+    said = capsys.readouterr().out
+    assert "mmrep: stopped before the first step" in said and "no step was made: the earlier run stays in" in said
+    assert (file_bytes(home / "runs"), file_bytes(tmp_path)) == before
+
+
+def test_checkpoints_elsewhere_belong_to_the_run_that_is_replaced(
+    home: Path, elsewhere: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale = tmp_path / "epoch=8-step=99.ckpt"
+    shutil.copy(tmp_path / "last.ckpt", stale)
+    capsys.readouterr()
+    assert fit(home, *elsewhere, name="fresh") == 2
+    assert "the folder holds checkpoints of another run" in one_line(capsys)
+    assert fit(home, *elsewhere, "--overwrite", "--ckpt_path", str(stale), name="fresh") == 2
+    assert "would remove the checkpoint" in one_line(capsys)
+    assert fit(home, *elsewhere, "--overwrite", name="apart") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt", "epoch=0-step=3.ckpt", "last.ckpt"}
+    assert not list((home / "runs").glob("*.part"))
+
+
+def test_resume_auto_goes_before_the_checkpoint_of_the_first_start(home: Path) -> None:
+    """Given both, a scheduler may start the command again and again."""
+    first = str(home / "runs" / "base" / "checkpoints" / "last.ckpt")
+    for _ in range(2):
+        options = ["--ckpt_path", first, "--resume", "auto", "--trainer.max_epochs", "3"]
+        assert fit(home, *options, name="both") == 0
+    run = home / "runs" / "both"
+    assert {row["epoch"] for row in rows(run / "metrics.before-resume-1.csv")} == {"2"}
+    assert (run / "model").exists() and not (run / "model.before-resume-1").exists()
 
 
 @pytest.mark.parametrize(

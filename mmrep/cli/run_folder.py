@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 
 from mmrep.cli.launch import is_first, launched
 from mmrep.errors import ConfigError
@@ -25,15 +30,17 @@ class RunFolder:
         if not name or Path(name).name != name or name.startswith("."):
             raise ConfigError(f"'{name}' cannot name a run", where="--name", fix="use one plain folder name")
         self.path = runs / name
+        self._replaced: dict[Path, Path] = {}  # where it is for now -> where it was
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def check(self, *, overwrite: bool, resume: str | None, checkpoint: str | None = None) -> None:
+    def check(self, checkpoints: Path, *, overwrite: bool, resume: str | None, checkpoint: str | None = None) -> None:
         """Refuse to train into a folder that holds something, unless the user said what to do with it.
 
         Args:
+            checkpoints: Where the run writes its checkpoints, in this folder or elsewhere.
             overwrite: Whether an earlier run may be replaced.
             resume: ``auto`` to go on from its last checkpoint.
             checkpoint: What the new run starts from, if the user named it.
@@ -43,7 +50,8 @@ class RunFolder:
         """
         if resume not in (None, "auto"):
             raise ConfigError(f"--resume {resume}", fix="use --resume auto, or --ckpt_path FILE")
-        inside = checkpoint is not None and self.path.resolve() in Path(checkpoint).resolve().parents
+        above = Path(checkpoint).resolve().parents if checkpoint is not None else []
+        inside = self.path.resolve() in above or checkpoints.resolve() in above[:1]
         if overwrite and (resume or inside):
             raise ConfigError(
                 "--overwrite would remove the checkpoint to go on from", where=self.path, fix="leave it out"
@@ -55,35 +63,99 @@ class RunFolder:
                 where=self.path,
                 fix="give --resume auto instead, from the first start on",
             )
-        if not is_first() or not self.path.exists() or not any(self.path.iterdir()):
+        if not is_first():
             return
-        ours = any((self.path / name).exists() for name in (*RESULTS, "config.yaml"))
-        if not ours:
+        results = any((self.path / name).exists() for name in RESULTS)
+        ours = results or (self.path / "config.yaml").exists()
+        if not ours and self.path.exists() and any(self.path.iterdir()):
             raise ConfigError(
                 "the folder exists and holds no run of mmrep", where=self.path, fix="choose another --name"
             )
-        if any((self.path / name).exists() for name in RESULTS) and not (overwrite or resume):
+        if overwrite or resume:
+            return
+        if results:
             raise ConfigError(
                 "the run folder exists", where=self.path, fix="add --overwrite, --resume auto, or another --name"
             )
+        if any(checkpoints.glob("*.ckpt")):
+            raise ConfigError(
+                "the folder holds checkpoints of another run",
+                where=checkpoints,
+                fix="add --overwrite, --resume auto, or another --checkpoint.dirpath",
+            )
 
     def make_way(self, checkpoints: Path, *, overwrite: bool) -> None:
-        """Remove an earlier run that is to be replaced, or set its metrics.csv aside, which Lightning starts anew.
+        """Set an earlier run that is to be replaced aside, or its metrics.csv, which Lightning starts anew.
 
         No checkpoint of a run that goes on is removed, only what was left of one that was never finished. Call this last,
-        when the new run has been found able to start.
+        when the new run has been found able to start; then `forget` at its first step, or `put_back` where it makes none.
 
         Args:
             checkpoints: Where the run writes its checkpoints.
-            overwrite: Whether an earlier run is removed.
+            overwrite: Whether an earlier run is replaced. Elsewhere than in this folder it is its checkpoints alone.
         """
         if not is_first():
             return
-        if overwrite and self.path.exists():
-            shutil.rmtree(self.path)
         for unfinished in checkpoints.glob(f"*.ckpt.*{PART}"):  # of a process that was killed while it wrote
             unfinished.unlink(missing_ok=True)
+        if overwrite and self.path.exists():
+            self._replace(self.path)
+        if overwrite:
+            for file in sorted(checkpoints.glob("*.ckpt")):
+                self._replace(file)
         set_aside(self.path / "metrics.csv")
+
+    def _replace(self, path: Path) -> None:
+        aside = path.with_name(f"{path.name}.replaced{PART}")
+        _remove(aside)  # of a start that was killed before its first step
+        path.rename(aside)
+        self._replaced[aside] = path
+
+    def forget(self) -> None:
+        """Remove what was set aside to be replaced."""
+        for aside in self._replaced:
+            _remove(aside)
+        self._replaced = {}
+
+    def put_back(self) -> None:
+        """Give what was set aside its place again, unless a process of this run has removed it."""
+        for aside, path in self._replaced.items():
+            if not aside.exists():
+                continue
+            _remove(path)
+            try:
+                aside.rename(path)
+            except OSError as error:
+                print(f"mmrep: warning: what it replaces stays aside ({error.strerror}) [{aside}]", file=sys.stderr)
+        if self.path in self._replaced.values() and self.path.exists():
+            print(f"no step was made: the earlier run stays in {self.path}")
+        self._replaced = {}
+
+
+class FirstStep(Callback):
+    """Removes the run that this one replaces, once a step has been made. Until then a start that fails gives it back.
+
+    Args:
+        folder: Of the run.
+
+    Attributes:
+        made: Whether there was a step in this process.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.made = folder, False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if not self.made and trainer.is_global_zero:
+            self.folder.forget()
+        self.made = True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.strategies import DDPStrategy
@@ -22,7 +23,7 @@ from mmrep.cli.launch import is_first, launched
 from mmrep.cli.meeting import Meeting
 from mmrep.cli.messages import explain
 from mmrep.cli.resume import newest_intact
-from mmrep.cli.run_folder import RunFolder, check_writable
+from mmrep.cli.run_folder import FirstStep, RunFolder, check_writable
 from mmrep.cli.same_start import SameStart
 from mmrep.cli.watching import Watching
 from mmrep.data.datamodule import ShardDataModule
@@ -56,10 +57,7 @@ def run(arguments: list[str]) -> int:
         if is_first():
             print(f"mmrep: {stop}", flush=True)
     except ValueError as error:  # jsonargparse wraps what a constructor raises, once for each level of the config
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, MmrepError):
-            cause = cause.__cause__
-        raise cause or error from error
+        raise _own(error) or error from error
     finally:
         signals.restore()
     return 0
@@ -132,35 +130,52 @@ class TrainCLI(LightningCLI):
         options: Namespace = self.config[self.subcommand]
         name = options.name or next((Path(f).stem for f in _config_files(self._arguments)), "run")
         self.run_folder = RunFolder(Path(options.runs), name)
+        self._dirpath = options.checkpoint.dirpath
+        options.checkpoint.dirpath = self._dirpath or str(self.run_folder.checkpoints)
+        folder = Path(options.checkpoint.dirpath)
         if self.subcommand == "fit":
-            self.run_folder.check(overwrite=options.overwrite, resume=options.resume, checkpoint=options.ckpt_path)
+            self.run_folder.check(
+                folder, overwrite=options.overwrite, resume=options.resume, checkpoint=options.ckpt_path
+            )
             options.name = name
             if options.data.quarantine is None and not options.trainer.fast_dev_run:
                 self._default_quarantine = True
                 options.data.quarantine = str(self.run_folder.path / "quarantine.csv")
-        self._dirpath = options.checkpoint.dirpath
-        options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run_folder.checkpoints)
-        if self.subcommand == "fit":
-            folder = Path(options.checkpoint.dirpath)
             check_writable(folder)
-            if options.resume and not options.ckpt_path:
-                found = newest_intact(folder)
-                options.ckpt_path = None if found is None else str(found)
+            found = newest_intact(folder) if options.resume else None
+            if found is not None:  # before --ckpt_path, which is where the first start begins, and no later one
+                options.ckpt_path = str(found)
+
+    def instantiate_classes(self) -> None:
+        """Tell in one line what Lightning refuses, as an option of the trainer."""
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError) as error:
+            raise _own(error) or _refusal(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         options: Namespace = self.config[self.subcommand]
         assert self.run_folder is not None
         chosen, launch = options.trainer, launched()
+        _check_numbers(options)
         if launch is not None:
             kwargs |= launch.trainer_options(chosen, self.run_folder.path)
         self.watching = Watching(options, str(self.subcommand), self.run_folder)
         kwargs |= self.watching.trainer_options()
         trainer = super().instantiate_trainer(**kwargs)
+        by_time = self.subcommand == "fit" and not isinstance(chosen.val_check_interval, int | float | None)
+        if by_time and trainer.num_devices * trainer.num_nodes > 1:
+            raise ConfigError(
+                "each rank would validate by its own clock",
+                where="trainer.val_check_interval",
+                fix="give a number of steps, with trainer.check_val_every_n_epoch: null to count over the epochs",
+            )
+        self._first_step = FirstStep(self.run_folder)
         self.watchdog = Watchdog(options.dead_after, options.hang_after)
         keeping = self._against_faults(trainer)
         self.watching.add_to(trainer)
         # The watchdog comes before all that may wait for other ranks when one has failed.
-        first: list[Callback] = [SameStart(options.ckpt_path, options.as_dict()), self.watchdog]
+        first: list[Callback] = [SameStart(options.ckpt_path, options.as_dict()), self.watchdog, self._first_step]
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
         callbacks[:] = [*first, *callbacks, *keeping, BatchCount(self.watchdog)]
         return trainer
@@ -192,17 +207,30 @@ class TrainCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            self._run_and_keep(subcommand)
         except Exception as error:
             lost = self.watchdog.error(error)
-            if lost is None:
-                raise
-            raise lost from error
+            if lost is not None:
+                raise lost from error
+            if not self._first_step.made and _by_lightning(error):
+                raise _refusal(error) from error
+            raise
         finally:
             self.watchdog.close()
 
+    def _run_and_keep(self, subcommand: str) -> None:
+        """What ends before its first step, by an error or a signal, replaces no earlier run."""
+        assert self.run_folder is not None
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            self.run_folder.put_back()
+            raise
+        self.run_folder.forget()
+
     def after_instantiate_classes(self) -> None:
-        """Find out that a run cannot start before it writes anything, or removes an earlier run."""
+        """Find out that a run cannot start before it writes anything. What only Lightning finds out removes no earlier run
+        either: see `FirstStep`."""
         options: Namespace = self.config[self.subcommand]
         if options.ckpt_path:
             self.model.check_checkpoint(read_checkpoint(options.ckpt_path, mapped=True), options.ckpt_path)
@@ -263,6 +291,42 @@ class TrainParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise ConfigError(explain(message, self)) from ex
+
+
+def _own(error: BaseException) -> MmrepError | None:
+    """Our error behind one that was raised from it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MmrepError):
+        cause = cause.__cause__
+    return cause
+
+
+def _refusal(error: BaseException) -> ConfigError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return ConfigError(text if len(text) < 400 else text[:400] + " ...")
+
+
+def _by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself refuses something, and not code that it calls, whose traceback is needed."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    lightning = module.startswith(("pytorch_lightning.", "lightning_fabric."))
+    return lightning and isinstance(error, (MisconfigurationException, ValueError))
+
+
+def _check_numbers(options: Namespace) -> None:
+    """Numbers that Lightning and torch take, and fail by in the middle of a run's start.
+
+    Raises:
+        ConfigError: If one is too small.
+    """
+    leasts = {"data.num_workers": 0, "trainer.accumulate_grad_batches": 1, "trainer.val_check_interval": 1}
+    for name, least in leasts.items():
+        value = options[name]
+        if isinstance(value, int) and value < least:
+            raise ConfigError(f"{value} is too small", where=name, fix=f"give {least} or more")
 
 
 def _config_files(arguments: list[str]) -> Iterable[str]:
