@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from os.path import relpath
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from mmrep.errors import ConfigError, did_you_mean
 from mmrep.modules.callbacks.evaluation import PREFIX, evaluation_callbacks
+from mmrep.modules.fault_tolerance.checkpoint_io import DurableCheckpointIO
 
 EVERY_STEP = "train/"
 """Before the names of figures that come without a validation."""
+CHOICE = (
+    *("best_k_models", "kth_best_model_path", "kth_value", "best_model_path", "best_model_score", "current_score"),
+    "_last_checkpoint_saved",
+)
+"""What `ModelCheckpoint` notes of a checkpoint before it is written."""
 
 
 class MonitoredCheckpoint(ModelCheckpoint):
@@ -31,6 +40,8 @@ class MonitoredCheckpoint(ModelCheckpoint):
     - A ``/`` in a figure's name makes no folder in ``filename``.
     - A dry run (``trainer.fast_dev_run``) writes none at its end either.
     - ``save_on_exception`` holds for a process alone: one of several would wait for the others, which have no exception.
+    - A checkpoint that could not be written (a full disk) is not among the best, and costs none of them.
+    - Of a run folder that was moved the best are known by their new place, and those that are gone are forgotten.
 
     ``mmrep fit`` makes one from ``--checkpoint.monitor`` and so on.
 
@@ -43,6 +54,10 @@ class MonitoredCheckpoint(ModelCheckpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Add the choice at validations to the steps."""
         super().setup(trainer, pl_module, stage)
+        try:
+            self.format_checkpoint_name({})
+        except (ValueError, LookupError) as error:
+            raise ConfigError(f"{self.filename!r} names no file: {error}", where="checkpoint.filename") from error
         if not self._by_validation or stage != "fit":
             return
         if self._train_time_interval is not None:
@@ -64,6 +79,31 @@ class MonitoredCheckpoint(ModelCheckpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor is not None:
             _check_monitor(trainer, self.monitor, "checkpoint.monitor")
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the new place of a moved folder into the state that is loaded next.
+
+        Lightning would forget all of the best but one, and that one's figure. The first rank's folder decides.
+        """
+        state = checkpoint["callbacks"].get(self.state_key)
+        if not state or self.dirpath is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        best, last = state["best_model_path"], state["last_model_path"]
+        named = {name for name in (*state["best_k_models"], best, last, state["kth_best_model_path"]) if name}
+        moved = {name: str(Path(self.dirpath, relpath(name, state["dirpath"]))) for name in sorted(named)}
+        there = set(trainer.strategy.broadcast([name for name, path in moved.items() if Path(path).is_file()]))
+        moved = {name: path for name, path in moved.items() if name in there}
+        kept = {moved[name]: figure for name, figure in state["best_k_models"].items() if name in there}
+        if kept and best not in there:
+            path = (min if self.mode == "min" else max)(kept, key=lambda name: float(kept[name]))
+            state["best_model_path"], state["best_model_score"] = path, kept[path]
+        else:
+            state["best_model_path"] = moved.get(best, best)
+            state["best_model_score"] = state["best_model_score"] if best in there else None
+        state["kth_best_model_path"] = moved.get(state["kth_best_model_path"], "")
+        state |= {"dirpath": self.dirpath, "best_k_models": kept, "last_model_path": moved.get(last, "")}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -90,9 +130,22 @@ class MonitoredCheckpoint(ModelCheckpoint):
         if self.monitor is None or _is_due(trainer, self.monitor):
             if self.monitor is not None and self.monitor not in monitor_candidates:
                 _require_figure(trainer, self.monitor, "checkpoint.monitor")
+            before = {name: getattr(self, name) for name in CHOICE} | {"best_k_models": dict(self.best_k_models)}
             super()._save_topk_checkpoint(trainer, monitor_candidates)
+            self._take_back_if_unwritten(trainer, before)
         if self.save_last:
             self._last_global_step_saved = trainer.global_step  # by this Lightning decides on the last checkpoint
+
+    def _take_back_if_unwritten(self, trainer: pl.Trainer, before: dict[str, Any]) -> None:
+        """Undo a choice whose checkpoint could not be written, which only the first rank knows."""
+        checkpoints = trainer.strategy.checkpoint_io
+        if not isinstance(checkpoints, DurableCheckpointIO):
+            return
+        if trainer.strategy.reduce_boolean_decision(checkpoints.failed is not None, all=False):
+            for name, value in before.items():
+                setattr(self, name, value)
+            for path in (*self.best_k_models, self.best_model_path):
+                checkpoints.keep(path)
 
     def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of Lightning's connectors
@@ -111,7 +164,8 @@ class MonitoredStopping(EarlyStopping):
     """`EarlyStopping`, which takes the same arguments, and counts its ``patience`` in figures.
 
     A figure of an `EvaluationCallback` that comes every n epochs counts once, where Lightning counts the epochs between as
-    epochs without progress. A misspelt monitor is told before the first step, or at the first validation.
+    epochs without progress. A misspelt monitor is told before the first step, or at the first validation. A run that it has
+    stopped is complete: started again it trains no step more, unless its patience is longer now.
 
     Example:
         In a config::
@@ -124,6 +178,18 @@ class MonitoredStopping(EarlyStopping):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _check_monitor(trainer, self.monitor, "MonitoredStopping.monitor")
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        state = checkpoint["callbacks"].get(self.state_key) or {}
+        reason = state.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED.value)
+        longer = reason == EarlyStoppingReason.PATIENCE_EXHAUSTED.value and state["wait_count"] < self.patience
+        if reason != EarlyStoppingReason.NOT_STOPPED.value and not longer:
+            trainer.should_stop = True
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

@@ -74,6 +74,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             print(f"mmrep: warning: cannot be removed ({error.strerror}) [{path}]", file=sys.stderr, flush=True)
 
+    def keep(self, path: str) -> None:
+        """Spare a checkpoint for good that was to be removed for one that could not be written."""
+        self._spared.pop(path, None)
+
     def check(self) -> None:
         """Complain if the last checkpoint is missing.
 
@@ -84,7 +88,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             newest = f"the newest one is {self.last}" if self.last else "this start has written none"
             raise CheckpointError(
                 f"the last checkpoint could not be written: {self.failed}; {newest}",
-                fix="make room or give another --runs, then go on with --resume auto",
+                fix="make room, or copy the run folder to another --runs, then go on with --resume auto",
             )
 
     def _report(self, step: int | None, path: str | Path, cause: OSError) -> None:

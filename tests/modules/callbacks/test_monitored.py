@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 import mmrep
 from mmrep.cli import main
 from mmrep.errors import ConfigError
+from mmrep.files import replacing
 from mmrep.modules.callbacks import EMA, KNNProbe, MonitoredCheckpoint, MonitoredStopping, ZeroShotEvaluation
+from mmrep.modules.fault_tolerance import checkpoint_io
 from tests.gloo_pool import GlooPool
 from tests.modules.callbacks.small_runs import Scripted, as_rank, data, module, trainer
 
@@ -102,6 +106,100 @@ def test_by_steps_the_last_is_written_and_the_best_chosen_by_new_figures(
             trainer(tmp_path, 1, wrong).fit(module(), data(tiny_shards))
 
 
+def best(folder: Path, **options: Any) -> MonitoredCheckpoint:
+    """Of a figure that `Scripted` logs, and the last."""
+    return MonitoredCheckpoint(folder, monitor="eval/scripted/acc1", mode="max", save_last=True, **{**NAMES, **options})
+
+
+def kept_by(chosen: MonitoredCheckpoint) -> dict[int, float]:
+    return {int(Path(path).stem.split("=")[1]): round(float(value), 3) for path, value in chosen.best_k_models.items()}
+
+
+def best_of_a_disk_that_is_full_in_epoch_1(
+    rank: int, world: int, shards: Path, folder: Path, values: Sequence[float], names: dict[str, Any]
+) -> tuple[list[float], str, set[str]]:
+    chosen = best(folder / "c", **names)
+    with as_rank(rank, world) as options, pytest.MonkeyPatch.context() as patch:
+        disk = checkpoint_io.DurableCheckpointIO()
+        run = trainer(folder, 4, Scripted(values), chosen, plugins=[disk], **options)
+
+        def write(path: Path, *, sync: bool) -> Any:
+            if run.current_epoch == 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return replacing(path, sync=sync)
+
+        patch.setattr(checkpoint_io, "replacing", write)
+        run.fit(module(), data(shards))
+        disk.check()
+    figures = [round(float(value), 3) for value in chosen.best_k_models.values()]
+    return figures, Path(chosen.best_model_path).name, {path.name for path in (folder / "c").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "figure", "name"),
+    [
+        ([0.2, 0.3, 0.1, 0.15], {}, 0.2, "epoch=0.ckpt"),
+        ([0.2, 0.9, 0.3, 0.1], {}, 0.3, "epoch=2.ckpt"),
+        ([0.2, 0.3, 0.1, 0.15], {"filename": "best"}, 0.2, "best.ckpt"),
+    ],
+    ids=["the earlier stays", "a later one takes its place", "under one name"],
+)
+def test_a_best_checkpoint_that_cannot_be_written_is_none(
+    values: list[float],
+    names: dict[str, Any],
+    figure: float,
+    name: str,
+    tiny_shards: Path,
+    tmp_path: Path,
+    pool2: GlooPool,
+) -> None:
+    arguments = [(rank, 2, tiny_shards, tmp_path, values, names) for rank in range(2)]
+    found = pool2.run(best_of_a_disk_that_is_full_in_epoch_1, arguments, timeout=120)
+    assert found == [([figure], name, {name, "last.ckpt"})] * 2
+
+
+@pytest.mark.parametrize(("gone", "kept"), [(None, {0: 0.9, 2: 0.7}), ("epoch=0.ckpt", {1: 0.5, 2: 0.7})])
+def test_a_folder_that_was_moved_keeps_its_best(
+    gone: str | None, kept: dict[int, float], tiny_shards: Path, tmp_path: Path
+) -> None:
+    values, moved = [0.9, 0.5, 0.7, 0.1], tmp_path / "moved"
+    trainer(tmp_path, 2, Scripted(values), best(tmp_path / "c", save_top_k=2)).fit(module(), data(tiny_shards))
+    (tmp_path / "c").rename(moved)
+    if gone:
+        (moved / gone).unlink()
+    chosen = best(moved, save_top_k=2)
+    trainer(tmp_path, 4, Scripted(values), chosen).fit(module(), data(tiny_shards), ckpt_path=moved / "last.ckpt")
+    assert kept_by(chosen) == kept and epochs_of(moved) == set(kept)
+    epoch = max(kept, key=lambda epoch: kept[epoch])
+    assert chosen.best_model_path == str(moved / f"epoch={epoch}.ckpt")
+    assert float(chosen.best_model_score or 0) == pytest.approx(kept[epoch])
+    assert [path.name for path in moved.glob("last*")] == ["last.ckpt"] and not (tmp_path / "c").exists()
+
+
+def test_a_run_that_was_stopped_trains_no_more_unless_it_is_given_more_patience(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    values = [0.5, 0.4, 0.3, 0.9, 0.2, 0.1, 0.1]
+
+    def start(patience: int, **options: Any) -> tuple[int, bool]:
+        begun: list[int] = []
+
+        class Look(pl.Callback):
+            def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+                begun.append(trainer.global_step)
+
+        stop = MonitoredStopping("eval/scripted/acc1", mode="max", patience=patience)
+        run = trainer(tmp_path, 9, Scripted(values), stop, best(tmp_path / "c"), Look())
+        run.fit(module(), data(tiny_shards), **options)
+        return run.global_step, bool(begun)
+
+    last = {"ckpt_path": tmp_path / "c" / "last.ckpt"}
+    assert start(2) == (9, True)
+    assert start(2, **last) == (9, False)
+    assert start(3, **last) == (21, True), "0.9 of epoch 3, and three that are less"
+    assert start(3, **last) == (21, False)
+
+
 def knn(**options: Any) -> KNNProbe:
     return KNNProbe("image", **options)
 
@@ -157,6 +255,12 @@ def test_two_callbacks_that_log_alike_are_refused(tiny_shards: Path, tmp_path: P
         trainer(tmp_path, 1, knn(), knn(k=5)).fit(module(), data(tiny_shards))
     with pytest.raises(ConfigError, match="every_n_epochs=0"):
         knn(every_n_epochs=0)
+
+
+def test_a_filename_that_cannot_be_filled_in_is_told_before_the_first_step(tiny_shards: Path, tmp_path: Path) -> None:
+    for wrong in ("{nope", "{epoch:day}"):
+        with pytest.raises(ConfigError, match="names no file"):
+            trainer(tmp_path, 1, MonitoredCheckpoint(tmp_path, filename=wrong)).fit(module(), data(tiny_shards))
 
 
 CONFIG = """
