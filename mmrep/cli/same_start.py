@@ -18,6 +18,7 @@ from mmrep.stable_hash import stable_hash
 NODE = {
     "data": ("path", "eval_path", "cache_dir", "cache_gb", "num_workers", "quarantine"),
     "trainer": ("devices", "num_nodes", "default_root_dir", "logger", "callbacks", "enable_progress_bar"),
+    "checkpoint": ("dirpath",),
 }
 """Settings by section that a node may have for itself: paths of its own disks, and what does not change the steps."""
 
@@ -35,7 +36,10 @@ class SameStart(Callback):
 
     def __init__(self, checkpoint: str | None, config: Mapping[str, Any]) -> None:
         self.checkpoint = checkpoint
-        self.sections = {name: _shared(name, config[name]) for name in ("seed_everything", "trainer", "model", "data")}
+        sections = ("seed_everything", "trainer", "model", "data", "checkpoint")
+        self.sections = {name: _shared(name, config[name]) for name in sections}
+        self.sections["trainer.callbacks"] = _text(_classes(config["trainer"]["callbacks"]))
+        self.sections["checkpoint_minutes"] = _text(config["checkpoint_minutes"] > 0)  # the first rank's clock decides
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lightning calls this when the process group is there and nothing has been loaded.
@@ -45,12 +49,12 @@ class SameStart(Callback):
             ConfigError: On every rank, if one of them has another config or other shards.
         """
         shards = trainer.datamodule.state_dict() if stage == "fit" else {}  # type: ignore[attr-defined]  # Lightning sets it
-        mine = {"checkpoint": _file(self.checkpoint), **self.sections, "contents of the shards": _text(shards)}
+        mine = {"start": _file(self.checkpoint), **self.sections, "contents of the shards": _text(shards)}
         marks = torch.tensor([stable_hash(text) for text in mine.values()], device=trainer.strategy.root_device)
         differ = (gather_stacked(marks) != marks).T.tolist()
         for name, others in zip(mine, differ, strict=True):
             ranks = ", ".join(str(number) for number, other in enumerate(others) if other)
-            if ranks and name == "checkpoint":
+            if ranks and name == "start":
                 raise CheckpointError(
                     f"rank {rank()} starts from {mine[name]}, not so rank {ranks}",
                     fix="put the run folder (--runs) where all nodes see it, or copy the checkpoint to every node",
@@ -67,6 +71,12 @@ def _shared(section: str, settings: Any) -> str:
     if not isinstance(settings, Mapping):
         return _text(settings)
     return _text({name: value for name, value in settings.items() if name not in NODE.get(section, ())})
+
+
+def _classes(callbacks: Any) -> list[str]:
+    """Of the callbacks that a config names: none, one or a list. Their settings may hold paths."""
+    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    return [str(callback["class_path"]) for callback in listed]
 
 
 def _file(path: str | None) -> str:

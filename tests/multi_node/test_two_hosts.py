@@ -189,6 +189,9 @@ def test_a_node_that_cannot_see_the_checkpoint_ends_the_run(
     [
         (["--model.init_args.lr", "1e-4"], "has another 'model' than rank"),
         (["--data.seed", "7"], "has another 'data' than rank"),
+        (["--checkpoint.every_n_train_steps", "2"], "has another 'checkpoint' than rank"),
+        (["--checkpoint_minutes", "0"], "has another 'checkpoint_minutes' than rank"),
+        (["--trainer.callbacks+", "LearningRateMonitor"], "has another 'trainer.callbacks' than rank"),
         (["--data.path", "ELSEWHERE"], "has another 'contents of the shards' than rank"),
     ],
 )
