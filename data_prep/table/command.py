@@ -24,7 +24,7 @@ from data_prep.table.report import in_order, reasons, summary, write_rejects
 from data_prep.table.sources import Source, with_prefixes
 from data_prep.table.spool import Spool, write_spool
 from mmrep.cli.ray_options import ray_settings
-from mmrep.data.build import build_index
+from mmrep.data.build import build_index, sorted_classes
 from mmrep.data.index import Label, Modality
 from mmrep.progress import progress
 from mmrep.ray_engine import map_shards
@@ -189,7 +189,7 @@ def _write_index(
         splits=splits,
         group_key=args.group_key,
         labels={
-            name: Label(sorted(set().union(*(report.labels.get(name, ()) for _, report in reports))))
+            name: Label(sorted_classes(set().union(*(report.labels.get(name, ()) for _, report in reports))))
             for name in args.label_key
         },
         provenance={"command": "data_prep.table", **table, "seed": args.seed, "image_size": args.image_size},

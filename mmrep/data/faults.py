@@ -17,12 +17,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from mmrep.batch import Batch
 from mmrep.errors import DataError, Fault
-from mmrep.ops.gather import sum_over_ranks
+from mmrep.stable_hash import stable_hash
+
+if TYPE_CHECKING:  # `mmrep data` does without torch
+    import torch
+
+    from mmrep.batch import Batch
 
 MOST_IN_A_ROW = 100
 """Spares that may fail one after another before it is no accident any more."""
@@ -44,12 +47,9 @@ class FaultLog:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._known = {_identity(fault) for fault in read_quarantine(path)} if path and path.exists() else set()
         self._met: set[tuple[str, str, str]] = set()
+        self._not_sent: list[int] = []
+        self.met_by_all: set[int] = set()
         self._told = False
-
-    @property
-    def distinct(self) -> int:
-        """Different samples met so far."""
-        return len(self._met)
 
     def add(self, faults: Iterable[Fault]) -> None:
         """Note faults; each sample counts once, however often it is met."""
@@ -58,6 +58,7 @@ class FaultLog:
             if where in self._met:
                 continue
             self._met.add(where)
+            self._not_sent.append(stable_hash("\0".join(where)))
             self.counts[fault.shard, fault.reason] += 1
             if self.path is not None and where not in self._known:
                 self._write(self.path, fault)
@@ -83,19 +84,23 @@ class FaultLog:
             yield batch
 
     def check_over_ranks(self, device: torch.device | str) -> None:
-        """`check` of what all ranks met. A collective: every rank calls it."""
-        self.check(int(sum_over_ranks(torch.tensor([self.distinct], dtype=torch.int64, device=device))))
+        """Stop when too many samples are faulty. A collective: every rank calls it.
 
-    def check(self, total: int) -> None:
-        """Stop when too many samples are faulty.
-
-        Args:
-            total: Faulty samples of all ranks together.
+        A sample that several ranks met, in different epochs, counts once.
 
         Raises:
-            DataError: With the shards and reasons that this rank met most.
+            DataError: On all ranks, with the shards and reasons that this one met most.
         """
-        allowed = math.ceil(self.max_fraction * self.samples)
+        import torch
+
+        from mmrep.ops.gather import gather_rows, row_counts
+
+        mine = torch.tensor(self._not_sent, dtype=torch.int64, device=device)
+        counts = row_counts(len(mine), mine.device)
+        if sum(counts):
+            self.met_by_all.update(gather_rows(mine, counts).tolist())
+            self._not_sent = []
+        total, allowed = len(self.met_by_all), math.ceil(self.max_fraction * self.samples)
         if total > allowed:
             most = "; ".join(f"{shard}: {count} {reason}" for (shard, reason), count in self.counts.most_common(3))
             raise DataError(

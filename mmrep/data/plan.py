@@ -6,6 +6,7 @@ once, and the same run on another machine has the same global batches.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ PADDING = -1
 """The number that stands for no sample, in the last batch of an evaluation."""
 
 BATCHING = ("mixed", "stratified", "homogeneous")
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Changes when the same settings give another order."""
 
 
@@ -59,7 +60,8 @@ class Plan:
         train: A training epoch is a permutation of all samples without its remainder; an evaluation takes each sample
             once, in order, and fills the last batch with `PADDING`.
         weights: Share of each dataset in every global batch: exact where it is a whole number of samples. Blended datasets
-            begin anew, in another order, when they have been passed; an epoch is as many samples as all of them hold.
+            begin anew, in another order, when what is left of them is less than their share of a batch; an epoch is as many
+            samples as all of them hold.
         batching: ``mixed``: as the samples come. ``stratified``: modality sets spread evenly, so that every global batch
             has its share of each. ``homogeneous``: every global batch of one modality set (and one dataset).
         window: Shards whose samples are mixed at a time.
@@ -196,13 +198,45 @@ class Plan:
         if len(self.contents) == 1:  # every epoch is one pass, whose remainder is left out
             samples = self._whole[0].take(epoch, number * size, (number + 1) * size)
             return np.zeros(size, dtype=np.int64), np.full(size, epoch), samples
-        first = (epoch * self.num_batches + number) * size
-        before, after = apportion(first, self._shares), apportion(first + size, self._shares)
+        at = epoch * self.num_batches + number
+        before, after = self._held(at), self._held(at + 1)
         parts = interleave(before, after, self._shares)
         cycles, samples = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         for part, order in enumerate(self._whole):
-            cycles[parts == part], samples[parts == part] = _run_on(order, before[part], after[part])
+            cycle, begin = self._pass_at(part, at)
+            places = (place - self._held(begin)[part] for place in (before[part], after[part]))
+            cycles[parts == part], samples[parts == part] = _run_on(order, cycle, *places)
         return parts, cycles, samples
+
+    def _held(self, batches: int) -> list[int]:
+        """Samples of each blended dataset in the first ``batches`` batches of all epochs."""
+        return apportion(batches * self.global_batch_size, self._shares)
+
+    def _pass_at(self, part: int, batch: int) -> tuple[int, int]:
+        """Which pass over a blended dataset a batch is in, and with which batch that pass began.
+
+        A pass ends with the last batch that it fills: none is of two passes, where a sample might come twice and be its own
+        negative.
+        """
+        begins = self._begins[part]
+        while begins[-1] <= batch:
+            begins.append(self._next_begin(part, begins[-1]))
+        cycle = bisect_right(begins, batch) - 1
+        return cycle, begins[cycle]
+
+    def _next_begin(self, part: int, begin: int) -> int:
+        length, held = len(self._whole[part]), self._held(begin)[part]
+        end = begin + max(1, length * sum(self._shares) // (self.global_batch_size * self._shares[part]))
+        while end > begin + 1 and self._held(end)[part] - held > length:
+            end -= 1
+        while self._held(end + 1)[part] - held <= length:
+            end += 1
+        return end
+
+    @cached_property
+    def _begins(self) -> list[list[int]]:
+        """Per blended dataset the batches, counted over all epochs, with which its passes begin: those that were asked for."""
+        return [[0] for _ in self.contents]
 
     def _homogeneous_batch(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         size, part, cycle, place = self.global_batch_size, 0, epoch, number
@@ -249,14 +283,14 @@ class Plan:
                 )
 
 
-def _run_on(order: Order | StratifiedOrder, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cycles and samples from one place to another of an order that begins anew whenever it has been passed."""
+def _run_on(order: Order | StratifiedOrder, cycle: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cycles and samples from one place of a pass to another, in the next pass where that is beyond the end of this one."""
     length, cycles, samples = len(order), [], []
     while start < stop:
-        cycle, place = divmod(start, length)
+        further, place = divmod(start, length)
         until = min(length, place + stop - start)
-        samples.append(order.take(cycle, place, until))
-        cycles.append(np.full(until - place, cycle))
+        samples.append(order.take(cycle + further, place, until))
+        cycles.append(np.full(until - place, cycle + further))
         start += until - place
     empty = [np.zeros(0, dtype=np.int64)]
     return np.concatenate(cycles or empty), np.concatenate(samples or empty)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.ops.gather import gather_rows, row_counts
+from mmrep.ops.multilinear import in_fp32
 
 
 class GatheredBatchNorm(nn.Module):
@@ -15,7 +16,7 @@ class GatheredBatchNorm(nn.Module):
 
     The one layer of mmrep that mixes samples, and off by default. Its statistics are those of the gathered rows, with
     gradients, so that W ranks compute what one process would, also with uneven rows (``torch.nn.SyncBatchNorm`` needs
-    CUDA). Rows that stand for absent samples count like any other.
+    CUDA). Rows that stand for absent samples count like any other. Half precision is standardised in fp32.
 
     Args:
         width: Of the features.
@@ -35,11 +36,12 @@ class GatheredBatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``[n, width]`` of this rank to standardised ``[n, width]``."""
+        own = in_fp32(features)
         if not self.training:
-            return (features - self.mean) * (self.variance + 1e-5).rsqrt()
-        everyone = gather_rows(features, row_counts(len(features), features.device))
+            return ((own - self.mean) * (self.variance + 1e-5).rsqrt()).to(features.dtype)
+        everyone = in_fp32(gather_rows(features, row_counts(len(features), features.device)))
         variance, mean = torch.var_mean(everyone, dim=0, correction=0)
         with torch.no_grad():
             self.mean.lerp_(mean.to(self.mean.dtype), self.momentum)
             self.variance.lerp_(variance.to(self.variance.dtype), self.momentum)
-        return (features - mean) * (variance + 1e-5).rsqrt()
+        return ((own - mean) * (variance + 1e-5).rsqrt()).to(features.dtype)

@@ -29,6 +29,7 @@ from mmrep.data.dataset import ShardDataset, make_loader
 from mmrep.data.faults import FaultLog, read_quarantine
 from mmrep.data.index import Index
 from mmrep.data.member_table import MemberTable
+from mmrep.data.order import Contents
 from mmrep.data.plan import Plan
 from mmrep.data.reader import Samples
 from mmrep.data.scan import group_members
@@ -271,17 +272,42 @@ def test_the_log_counts_a_sample_once_also_after_a_resume(tmp_path: Path) -> Non
     fault = Fault("a.tar", "0" * 64, 'k"1', "image", "checksum", "differs, really")
     log = FaultLog(path, 1000, 0.001)
     log.add([fault, fault])
-    log.check(log.distinct)
+    log.check_over_ranks("cpu")
     again = FaultLog(path, 1000, 0.001)
     again.add([fault, Fault("a.tar", "0" * 64, "k2", "image", "undecodable", "")])
     assert [found.key for found in read_quarantine(path)] == ['k"1', "k2"]
     with pytest.raises(DataError, match=r"2 samples .* the 1 of .* \(a\.tar: 1 checksum; a\.tar: 1 undecodable\)"):
-        again.check(again.distinct)
+        again.check_over_ranks("cpu")
     again.add([replace(fault, sha256="1" * 64)])  # another dataset, whose shards are named alike
-    assert again.distinct == 3 and len(read_quarantine(path)) == 3
+    assert len(read_quarantine(path)) == 3
+    with pytest.raises(DataError, match="3 samples"):
+        again.check_over_ranks("cpu")
     (tmp_path / "other.csv").write_text("x,y\n1,2\n")
     with pytest.raises(DataError, match="no quarantine file"):
         read_quarantine(tmp_path / "other.csv")
+
+
+def rank_counts(rank: int, world: int, epochs: int) -> list[int]:
+    """What the limit is compared with after each epoch, of which every rank meets another share."""
+    log, plan, broken, found = (
+        FaultLog(None, 400, 0.01),
+        Plan([Contents.uniform([100] * 4)], 16, 0, True),
+        {7, 99, 302},
+        [],
+    )
+    for epoch in range(epochs):
+        for batch in plan.batches(epoch, 0, rank, world):
+            met = broken.intersection(batch.samples.tolist())
+            log.add([Fault("a.tar", "0", str(number), "image", "checksum", "") for number in sorted(met)])
+        log.check_over_ranks("cpu")
+        found.append(len(log.met_by_all))
+    return found
+
+
+def test_a_sample_that_several_ranks_meet_counts_once(pool2: GlooPool, pool4: GlooPool) -> None:
+    assert rank_counts(0, 1, 6) == [3] * 6
+    for pool in (pool2, pool4):
+        assert pool.run(rank_counts, [(rank, pool.world, 6) for rank in range(pool.world)]) == [[3] * 6] * pool.world
 
 
 PAIRS = [sample(f"{i:03d}", i) for i in range(24)]
@@ -338,7 +364,7 @@ def bounded_log(path: Path, size: int) -> tuple[list[int], str]:
     for number in range(3):
         log.add([Fault("a.tar", "0", f"key {number}", "txt", "checksum", "differs")])
         sizes.append(path.stat().st_size)
-    assert log.distinct == 3, "they count"
+    assert log.counts.total() == 3, "they count"
     return sizes, sys.stderr.getvalue()
 
 

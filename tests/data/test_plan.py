@@ -177,8 +177,29 @@ def test_a_blend_has_its_exact_share_in_every_global_batch_and_in_every_rank_abo
     ]
     assert len(of_small) == len(set(of_small))  # each sample once in each pass
     whole = [{s for c, s in of_small if c == cycle} for cycle in (0, 1)]
-    assert all(found == set(range(25)) for found in whole)
+    assert all(len(found) == 24 and found < set(range(25)) for found in whole)  # six batches, and one sample is left
     assert [s for c, s in of_small if c == 0] != [s for c, s in of_small if c == 1]
+
+
+@pytest.mark.parametrize("batching", ["mixed", "stratified"])
+@pytest.mark.parametrize(
+    ("sizes", "weights"), [((2000, 300), [1, 1]), ((2000, 130), [1, 1]), ((97, 501, 40), [3, 2, 0.7])]
+)
+def test_no_batch_of_a_blend_has_a_sample_twice(sizes: tuple[int, ...], weights: list[float], batching: str) -> None:
+    """A pass ends where less than a share of a batch is left of it, which waits for another pass."""
+    contents = [with_sets(number, [size // 2, size - size // 2], 2) for number, size in enumerate(sizes)]
+    plan, share = Plan(contents, 64, 0, True, weights, batching), [64 * w / sum(weights) for w in weights]
+    passes: dict[tuple[int, int], list[int]] = {}
+    for number in range(4):
+        for batch in plan.batches(number):
+            slots = list(zip(batch.parts.tolist(), batch.samples.tolist(), strict=True))
+            assert len(set(slots)) == len(slots) == 64
+            for (part, sample), cycle in zip(slots, batch.cycles.tolist(), strict=True):
+                passes.setdefault((part, cycle), []).append(sample)
+    for (part, cycle), seen in passes.items():
+        assert len(set(seen)) == len(seen)
+        if (part, cycle + 1) in passes:
+            assert len(contents[part]) - len(seen) <= share[part] + 1
 
 
 def test_stratified_batches_have_their_share_of_each_modality_set() -> None:
