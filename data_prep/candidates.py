@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrep.errors import DataError, MmrepError
+from mmrep.printing import printable
 
 ID = "hadm_id"
 """Field of the samples' JSON by which candidates are listed."""
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.out is not None:
             options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except (MmrepError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     print(json.dumps(result))
     return 0

@@ -22,6 +22,7 @@ from data_prep.emoji_m3.render import render
 from data_prep.emoji_m3.settings import FULL, TEST_VENDORS, TRAIN_VENDORS
 from data_prep.emoji_m3.sources import TARBALLS, default_cache, fetch_all, python_versions
 from mmrep.errors import MmrepError
+from mmrep.printing import printable
 from mmrep.progress import track
 
 SETTINGS = replace(FULL, name="pictures", plain_languages=("en",), joint_languages=("en",))
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         print(done)
         return 0
     except (MmrepError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     print(f"{options.out}: {written} pictures")
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from data_prep.building.build_folder import InPlaceError
 from mmrep.errors import MmrepError
+from mmrep.printing import printable
 from mmrep.stopping import Stopped, stopped_by_signals
 
 GO_ON = "finished shards are kept, the same command goes on"
@@ -24,10 +25,10 @@ def answer(work: Callable[[], str]) -> int:
     except InPlaceError as done:
         print(done)
     except MmrepError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}; {GO_ON}", file=sys.stderr)
+        print(f"error: {printable(error)}; {GO_ON}", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"stopped by {stop.name}; {GO_ON}", file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_prep.emoji_m3.settings import SIZES, TASKS
 from mmrep.errors import MmrepError
+from mmrep.printing import printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(arguments)
     except (MmrepError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; run the same command to go on from here", file=sys.stderr)
