@@ -120,15 +120,19 @@ def test_one_process_of_all_nodes_owns_the_run_folder(launcher: Any, environment
     folder = RunFolder(tmp_path, "a")
     environment(launcher(HOSTS, node=1, local=0, per_node=2))
     assert not is_first()
-    folder.check(overwrite=False, resume=None)
+    folder.check(folder.checkpoints, overwrite=False, resume=None)
     folder.make_way(folder.checkpoints, overwrite=True)
     assert earlier.exists()
     environment(launcher(HOSTS, node=0, local=0, per_node=2))
     assert is_first()
     with pytest.raises(ConfigError, match="the run folder exists"):
-        folder.check(overwrite=False, resume=None)
-    folder.make_way(folder.checkpoints, overwrite=True)
-    assert not earlier.exists()
+        folder.check(folder.checkpoints, overwrite=False, resume=None)
+    for end in (folder.put_back, folder.forget):
+        folder.make_way(folder.checkpoints, overwrite=True)
+        assert not earlier.exists() and (tmp_path / "a.replaced.part").exists()
+        earlier.parent.mkdir(parents=True)
+        end()
+        assert earlier.exists() == (end == folder.put_back) and not (tmp_path / "a.replaced.part").exists()
 
 
 def test_by_hand_the_first_process_is_that_of_the_first_node(environment: Any) -> None:
@@ -144,11 +148,11 @@ def test_a_run_that_is_started_again_does_not_remove_itself(
 ) -> None:
     folder = RunFolder(tmp_path, "a")
     environment(launcher(HOSTS, 0, 0))
-    folder.check(overwrite=True, resume=None)
+    folder.check(folder.checkpoints, overwrite=True, resume=None)
     environment(launcher(HOSTS, 0, 0, **again))
-    folder.check(overwrite=False, resume="auto")
+    folder.check(folder.checkpoints, overwrite=False, resume="auto")
     with pytest.raises(ConfigError, match="--overwrite would remove what it had done"):
-        folder.check(overwrite=True, resume=None)
+        folder.check(folder.checkpoints, overwrite=True, resume=None)
 
 
 def test_restarts_with_a_store_that_outlives_them_are_refused(environment: Any) -> None:
