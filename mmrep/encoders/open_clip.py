@@ -33,6 +33,8 @@ TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language"})
 """Of ``tokenizer_kwargs``: open_clip's own. It hands all others to transformers."""
 OF_CODE = "auto_map"
 """In a file of transformers': the code that it would run."""
+MOST_CHARACTERS = 32
+"""Of a text, for each of its tokens: open_clip's own vocabulary has none of more than 24, and a space after it."""
 
 
 @dataclass(frozen=True)
@@ -344,7 +346,10 @@ def _names_code(content: str) -> bool:
 class OpenClipTokenizer:
     """Text to the token numbers ``[context_length]`` of a text tower.
 
-    Holds text only, so that it travels to workers.
+    Holds text only, so that it travels to workers. open_clip's own tokenizer, whose time grows with the square of a word's
+    length, gets the first ``32 * context_length`` characters of a text, runs of whitespace counted as one: what comes after
+    them has no place among the tokens. Only a text that cleaning shortens (HTML entities, say) or a word of many hundred
+    characters can lose a token by that.
 
     Args:
         text_config: The JSON of ``text_cfg``.
@@ -355,7 +360,12 @@ class OpenClipTokenizer:
     files: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, text: str) -> Tensor:
-        tokens: Tensor = _tokenizer(self)(text)[0]
+        from open_clip.tokenizer import SimpleTokenizer
+
+        tokenizer = _tokenizer(self)
+        if isinstance(tokenizer, SimpleTokenizer) and len(text) > (most := MOST_CHARACTERS * tokenizer.context_length):
+            text = " ".join(text.split())[:most]
+        tokens: Tensor = tokenizer(text)[0]
         return tokens
 
 
