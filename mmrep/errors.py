@@ -26,6 +26,11 @@ class MmrepError(Exception):
         advice = f"; {fix}" if fix else ""
         super().__init__(f"{what}{place}{advice}")
 
+    def happened_at(self, place: object) -> None:
+        """Say where, if that has not been said."""
+        if self.where is None:
+            MmrepError.__init__(self, self.what, where=place, fix=self.fix)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """So that a worker process can hand the error over as it is."""
         state = {name: value for name, value in self.__dict__.items() if not name.startswith("__")}

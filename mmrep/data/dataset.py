@@ -179,10 +179,12 @@ class ShardDataset(Dataset[Any]):
         return sample
 
     def _fill(self, sample: Sample, samples: Samples, number: int, modality: str, extension: str, data: bytes) -> None:
-        raw = decode(samples.index.modalities[modality].kind, extension, data, Where(samples, number))
         try:
+            raw = decode(samples.index.modalities[modality].kind, extension, data, Where(samples, number))
             sample.values[modality] = self.transforms[modality](raw)
         except Exception as error:
+            if isinstance(error, MmrepError):  # of which only one line is printed, without notes
+                error.happened_at(samples.where(number))
             error.add_note(f"while preparing '{modality}' of {samples.where(number)}")
             raise
         if not self.train:

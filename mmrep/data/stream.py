@@ -179,6 +179,8 @@ class StreamDataset(IterableDataset[Any]):
                     error.modality = name
                     raise
                 except Exception as error:
+                    if isinstance(error, MmrepError):  # of which only one line is printed, without notes
+                        error.happened_at(where)
                     error.add_note(f"while preparing '{name}' of {where}")
                     raise
         return sample

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +17,9 @@ from mmrep.data.index import Index, Label, Modality
 from mmrep.data.plan import Plan
 from mmrep.data.reader import Samples
 from mmrep.data.writer import write_shard
-from mmrep.encoders import ConvImageEncoder, Encoder, FeaturesEncoder, MelAudioEncoder, NgramTextEncoder
+from mmrep.encoders import ConvImageEncoder, Encoder, FeaturesEncoder, MelAudioEncoder, NgramTextEncoder, SeriesEncoder
 from mmrep.errors import ConfigError, DataError
+from mmrep.stable_hash import stable_hash
 from tests.tiny import flac, png
 
 
@@ -82,6 +86,22 @@ def test_classes_by_name_and_by_number(tmp_path: Path, encoders: dict[str, Encod
 )
 def test_classes_that_are_whole_numbers_are_in_their_order(names: list[str], expected: list[str]) -> None:
     assert sorted_classes(names) == expected
+
+
+def test_half_a_character_is_a_group_like_any_other(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
+    values = [b'{"id": "\\ud83d"}', b'{"id": "\\ud83e"}', b'{"id": "\\ud83d"}']
+    samples = [{"__key__": f"k{i}", "txt": "x", "json": value} for i, value in enumerate(values)]
+    write_shard(tmp_path / "train-0.tar", samples)
+    build_index(tmp_path, {"text": Modality(("txt",), "text")}, group_key="id").save()
+    dataset = ShardDataset(Samples(Index.load(tmp_path), "train"), {"text": encoders["text"]}, train=True)
+    groups = [dataset[i].labels["@group"] for i in range(3)]
+    assert groups[0] == groups[2] != groups[1]
+
+
+def test_the_hash_never_changes() -> None:
+    """Groups, augmentations and the order of a run that goes on depend on it."""
+    assert stable_hash("0 0 0 0") == stable_hash(b"0 0 0 0") == 3434107503531660146
+    assert stable_hash("é 😀") == 1973962309391414968
 
 
 def test_two_classes_of_one_name(tmp_path: Path, encoders: dict[str, Encoder]) -> None:
@@ -197,3 +217,41 @@ def test_a_broken_sample_names_its_shard_and_key(tmp_path: Path, encoders: dict[
     dataset = ShardDataset(Samples(Index.load(tmp_path), "train"), {"image": encoders["image"]})
     with pytest.raises(DataError, match=r"train-0\.tar:k1"):
         dataset[0]
+
+
+def series_shards(folder: Path) -> Samples:
+    """Of four series of 12 channels; one of 11."""
+    samples = []
+    for number in range(4):
+        np.save(buffer := io.BytesIO(), np.zeros((12 - (number == 3), 40), "f4"))
+        samples.append({"__key__": f"s{number}", "npy": buffer.getvalue()})
+    write_shard(folder / "train-0.tar", samples)
+    build_index(folder, {"ecg": Modality(("npy",), "array")}).save()
+    return Samples(Index.load(folder), "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_array_of_another_shape_names_the_sample(tmp_path: Path, workers: int) -> None:
+    """Also from a worker, which hands over no notes."""
+    encoders: dict[str, Encoder] = {"ecg": SeriesEncoder(8, length=40)}
+    dataset = ShardDataset(series_shards(tmp_path), encoders, global_batch_size=4, train=True, replace=True)
+    with pytest.raises(DataError, match=r"\[11, 40\] where \[12, time\] .* \[train-0\.tar:s3\]; set ch") as caught:
+        list(make_loader(dataset, encoders, num_workers=workers))
+    assert str(caught.value.where) == "train-0.tar:s3"
+
+
+def divides_by_zero(*_: object) -> torch.Tensor:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("bug", "workers"), [("transform", 1), ("decoder", 0)])
+def test_a_bug_names_the_sample(tmp_path: Path, bug: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoders: dict[str, Encoder] = {"ecg": SeriesEncoder(8, length=40)}
+    dataset = ShardDataset(series_shards(tmp_path), encoders, global_batch_size=4, train=True, replace=True)
+    if bug == "transform":
+        dataset.transforms["ecg"] = divides_by_zero
+    else:
+        monkeypatch.setattr("mmrep.data.dataset.decode", divides_by_zero)
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(make_loader(dataset, encoders, num_workers=workers))
+    assert "while preparing 'ecg' of train-0.tar:s" in "".join(traceback.format_exception(caught.value))

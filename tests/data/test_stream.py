@@ -6,11 +6,13 @@ import csv
 import io
 import multiprocessing
 import random
+import re
 import tarfile
 import threading
 import time
+import traceback
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -456,6 +458,33 @@ def test_a_corrupt_sample_is_skipped_and_reported_and_a_missing_modality_is_miss
     assert keys == {sample["__key__"] for sample in samples} - {"k0003", "k0005"}
     for batch in batches:
         assert batch.present["text"].tolist() == [key != "k0007" for key in batch.keys]
+
+
+def divides_by_zero(raw: object) -> torch.Tensor:
+    raise ZeroDivisionError
+
+
+def says_no_place(raw: object) -> torch.Tensor:
+    raise DataError("of another kind", fix="set it in the config")
+
+
+@pytest.mark.parametrize(
+    ("fail", "kind", "message"),
+    [
+        (says_no_place, DataError, r"of another kind \[a\.tar:k0000\]; set it"),
+        (divides_by_zero, ZeroDivisionError, r"while preparing 'text' of a\.tar:k0000"),
+    ],
+)
+def test_what_is_no_fault_of_the_contents_names_the_sample(
+    fail: Callable[[object], torch.Tensor], kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    write_shard(tmp_path / "a.tar", pairs(0, 1))
+    made = loader(tmp_path)
+    assert isinstance(made.dataset, StreamDataset)
+    made.dataset.transforms["text"] = fail
+    with pytest.raises(kind) as caught:
+        list(made)
+    assert re.search(message, "".join(traceback.format_exception(caught.value)))
 
 
 def test_a_run_stops_at_too_many_faults_and_lists_them(tmp_path: Path) -> None:
