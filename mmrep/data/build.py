@@ -52,9 +52,11 @@ def build_index(
         progress: Called with 1 for each shard that is scanned, and before that for each that is fetched.
 
     Raises:
-        DataError: If there are no shards, one is damaged, or a modality is in none of them.
+        DataError: If there are no shards, one is damaged or has a name that is no UTF-8, or a modality is in none of them.
     """
     found = find_shards(str(place))
+    if odd := [name for name in found.names if any("\ud800" <= character <= "\udfff" for character in name)]:
+        raise DataError(f"the name of a shard is no UTF-8: {odd[0]!a}", where=place, fix="rename it")
     folder = Path(out) if out is not None else Path(found.root)
     if is_url(found.root) and out is None:
         raise DataError("the index of remote shards needs a folder of its own", where=place, fix="give --out DIR")

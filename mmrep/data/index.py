@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,14 +18,13 @@ from typing import Any
 
 from mmrep.data.decode import KINDS
 from mmrep.data.locations import is_url, join
-from mmrep.data.member_table import FILES, MemberTable
+from mmrep.data.member_table import AGAIN, FILES, MemberTable
 from mmrep.data.scan import sha256
 from mmrep.data.shard_cache import ShardCache, download, retried
 from mmrep.errors import DataError, did_you_mean
 
 FORMAT = "mmrep-index-2"
 MAX_INDEX_BYTES = 1 << 30
-AGAIN = "make it anew: mmrep data index"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,11 @@ class Index:
         beside.replace(self.arrays)
         path = self.folder / "index.json"
         part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n",
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
         part.replace(path)
         remove_arrays(self.folder, but=self.arrays)
         return path
@@ -195,7 +199,7 @@ def _read(path: Path, source: str | None = None, arrays: Path | None = None) -> 
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return _parse(content, path.parent, source, arrays)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"broken index ({error})", where=path, fix=AGAIN) from error
 
 
@@ -242,14 +246,35 @@ def _fingerprint(shards: Iterable[Shard], excluded: Iterable[str]) -> str:
 
 
 def _check_consistent(index: Index) -> None:
+    if twice := _repeated([shard.name for shard in index.shards]):
+        raise DataError(f"the index has two shards of one name: {twice}", where=index.folder, fix=AGAIN)
+    for split, names in index.splits.items():
+        if twice := _repeated(names):
+            fix = "name each once under splits in index.json"
+            raise DataError(f"split '{split}' names shards twice: {twice}", where=index.folder, fix=fix)
     if unknown := {name for names in index.splits.values() for name in names} - {shard.name for shard in index.shards}:
         raise DataError(f"a split names shards that the index lacks: {sorted(unknown)}", where=index.folder)
+    for shard in index.shards:
+        counts = (shard.bytes, shard.samples, *shard.presence.values())
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise DataError("a size or count is no whole number", where=f"{index.folder}:{shard.name}", fix=AGAIN)
+    for name, label in index.labels.items():
+        if not isinstance(label.classes, list) or not isinstance(label.templates, list):
+            raise DataError(
+                f"label '{name}' has no list of classes or templates", where=index.folder, fix="mend it in index.json"
+            )
+    if not isinstance(index.group_key, str | None):
+        raise DataError("group_key is no text", where=index.folder, fix="mend it in index.json")
     if len(index.table) != sum(shard.samples for shard in index.shards):
         raise DataError("the arrays of the index are not of its shards", where=index.folder, fix=AGAIN)
     for shard in index.shards:
         named = {extension for extensions in shard.presence for extension in extensions.split("+") if extension}
         if sum(shard.presence.values()) != shard.samples or not named <= set(index.extensions):
             raise DataError("the index contradicts itself", where=f"{index.folder}:{shard.name}", fix=AGAIN)
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def _load_table(content: dict[str, Any], folder: Path) -> MemberTable:
@@ -296,7 +321,7 @@ def _load_remote(root: str, cache: ShardCache) -> Index:
             )
             for name in FILES
         }
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"broken index ({error})", where=root, fix=AGAIN) from error
     arrays = folder / _arrays_name(fingerprint)
     arrays.mkdir(exist_ok=True)

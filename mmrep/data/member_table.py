@@ -20,6 +20,7 @@ MEMBER = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
 
 FILES = ("members.npy", "present.npy", "keys.npy", "key_ends.npy")
 MAX_EXTENSIONS = 64
+AGAIN = "make it anew: mmrep data index"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,18 @@ class MemberTable:
         return len(self.present)
 
     def key(self, row: int) -> str:
-        """The key of the sample in a row."""
-        start = int(self.key_ends[row - 1]) if row else 0
-        return self.keys[start : int(self.key_ends[row])].tobytes().decode()
+        """The key of the sample in a row.
+
+        Raises:
+            DataError: If the arrays hold none there; to look at all keys when they are loaded would take too long.
+        """
+        start, end = int(self.key_ends[row - 1]) if row else 0, int(self.key_ends[row])
+        try:
+            if not start <= end <= len(self.keys):
+                raise ValueError(f"it lies from byte {start} to {end}")
+            return self.keys[start:end].tobytes().decode()
+        except ValueError as error:
+            raise DataError(f"broken index (key {row}: {error})", where=self.folder, fix=AGAIN) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:  # a worker maps the files again instead of receiving a copy of them
@@ -74,21 +84,20 @@ class MemberTable:
                 name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in FILES
             }
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"broken index ({error})", where=folder, fix="make it anew: mmrep data index") from error
+            raise DataError(f"broken index ({error})", where=folder, fix=AGAIN) from error
         table = cls(tuple(extensions), **arrays, folder=folder)
         rows = len(table.present)
         whole = (
             table.members.dtype == MEMBER
             and table.members.shape == (rows, len(table.extensions))
-            and table.present.dtype.kind == "u"
-            and table.key_ends.shape == (rows,)
+            and table.present.dtype.kind == table.key_ends.dtype.kind == "u"
+            and table.present.shape == table.key_ends.shape == (rows,)
             and table.keys.dtype == np.uint8
+            and table.keys.ndim == 1
             and (not rows or int(table.key_ends[-1]) == len(table.keys))
         )
         if not whole:
-            raise DataError(
-                "the arrays of the index do not fit together", where=folder, fix="make it anew: mmrep data index"
-            )
+            raise DataError("the arrays of the index do not fit together", where=folder, fix=AGAIN)
         return table
 
     @classmethod

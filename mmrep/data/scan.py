@@ -140,8 +140,11 @@ def group_members(shard: Path) -> list[tuple[str, dict[str, Member]]]:
 
 
 def is_decodable(extension: str) -> bool:
-    """Whether any decoder takes members with this extension; others are passed over."""
-    return extension.rsplit(".", 1)[-1] in DECODABLE
+    """Whether any decoder takes members with this extension; others are passed over.
+
+    So are those with a +, of `notes.c++.txt` say: it stands between the extensions of a `Shard.presence`.
+    """
+    return "+" not in extension and extension.rsplit(".", 1)[-1] in DECODABLE
 
 
 def sha256(path: Path) -> str:

@@ -67,7 +67,7 @@ def walk(path: Path | Openable) -> Iterator[Member]:
             if kind == b"x":
                 pax = _parse_pax(_read(file, payload, size, path), position, path)
             elif kind == b"L":
-                long_name = _read(file, payload, size, path).rstrip(b"\0").decode(errors="strict")
+                long_name = _read(file, payload, size, path).rstrip(b"\0").decode(errors="replace")
             else:
                 if kind in b"0\0":
                     yield Member(_safe_name(pax.get("path") or long_name or _ustar_name(header), path), payload, size)

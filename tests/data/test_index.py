@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mmrep.data.build import build_index, label_classes
 from mmrep.data.index import Index, Label, Modality
+from mmrep.data.member_table import MemberTable
 from mmrep.data.reader import Samples, check_shards
 from mmrep.data.writer import write_shard
 from mmrep.errors import DataError, SampleError
@@ -49,6 +57,32 @@ def test_splits_by_folder_and_by_name(tmp_path: Path) -> None:
         write_shard(tmp_path / name, [{"__key__": "a", "txt": "x"}])
     index = build_index(tmp_path, {"text": Modality(("txt",), "text")})
     assert index.splits == {"train": ["7.tar", "train/0000.tar", "train/0001.tar"], "val": ["val-00.tar"]}
+
+
+def test_an_extension_with_a_plus_is_passed_over(tmp_path: Path) -> None:
+    """The + stands between the extensions of a presence; an index with such a one could not be read again."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for name in ("b.txt", "intro.c++.txt", "intro.txt"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    build_index(tmp_path, {"text": Modality(("txt",), "text")}).save()
+    index = Index.load(tmp_path)
+    assert index.extensions == ("txt",) and index.shards[0].presence == {"txt": 2}
+    assert [fault for _, fault in check_shards(index)] == [None]
+
+
+def test_half_a_character_in_a_class_comes_back(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "txt": "x", "json": b'{"id": "\\ud83d \xc3\xa9"}'}])
+    index = build_index(tmp_path, {"text": Modality(("txt",), "text")}, labels={"id": Label(["\ud83d é"])})
+    assert label_classes(index, "id") == ["\ud83d é"]
+    index.save()
+    assert Index.load(tmp_path).labels == index.labels
+
+
+def test_a_shard_whose_name_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "txt": "x"}])
+    (tmp_path / "train-0.tar").rename(os.fsdecode(os.fsencode(tmp_path) + b"/tr\xe9.tar"))
+    with pytest.raises(DataError, match=r"no UTF-8: 'tr\\udce9\.tar' .*rename it"):
+        build_index(tmp_path, {"text": Modality(("txt",), "text")})
 
 
 def test_classes_come_from_the_samples(shards: Path) -> None:
@@ -118,6 +152,9 @@ def test_a_shard_named_in_braces_must_be_there(shards: Path) -> None:
             "outside its folder",
         ),
         ("shards", "nothing", "broken index"),
+        ("splits", {"train": ["val-000000.tar"] * 2}, r"split 'train' names shards twice: \['val-000000.tar'\]"),
+        ("labels", {"label": {"classes": 3}}, "label 'label' has no list"),
+        ("group_key", ["label"], "group_key is no text"),
     ],
 )
 def test_a_lying_index_is_refused(shards: Path, key: str, value: object, message: str) -> None:
@@ -125,6 +162,65 @@ def test_a_lying_index_is_refused(shards: Path, key: str, value: object, message
     (shards / "index.json").write_text(json.dumps(content | {key: value}))
     with pytest.raises(DataError, match=message):
         Index.load(shards)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("samples", 20.0),
+        ("bytes", "x"),
+        ("bytes", True),
+        ("presence", {"txt": -2, "": 22}),
+        ("presence", {"txt": 20.0}),
+    ],
+)
+def test_sizes_and_counts_are_whole_numbers(shards: Path, key: str, value: object) -> None:
+    content = json.loads((shards / "index.json").read_text())
+    shard = next(shard for shard in content["shards"] if shard["samples"] == 20)
+    shard[key] = value
+    (shards / "index.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="a size or count is no whole number"):
+        Index.load(shards)
+
+
+def test_a_shard_is_listed_once(shards: Path) -> None:
+    index = Index.load(shards)
+    index = replace(index, shards=(*index.shards, index.shards[0]), table=MemberTable.concatenate([index.table] * 2))
+    index.save()
+    with pytest.raises(DataError, match="two shards of one name"):
+        Index.load(shards)
+
+
+def test_a_number_of_thousands_of_digits_is_refused(shards: Path) -> None:
+    content = (shards / "index.json").read_text()
+    (shards / "index.json").write_text(content.replace('"samples": 20', f'"samples": {"9" * 5000}'))
+    with pytest.raises(DataError, match="broken index"):
+        Index.load(shards)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("key_ends", lambda ends: ends * np.nan),
+        ("key_ends", lambda ends: ends.astype("i8") - 1),
+        ("present", lambda present: present[:, None]),
+        ("present", lambda present: present[0]),
+        ("keys", lambda keys: keys[None]),
+        ("keys", lambda keys: np.full_like(keys, 0xFF)),
+        ("key_ends", lambda ends: np.append(ends[:0:-1], ends[-1])),
+        ("key_ends", lambda ends: np.append(np.full_like(ends[1:], 1 << 40), ends[-1])),
+    ],
+)
+def test_broken_arrays_are_refused_when_they_are_loaded_or_read(
+    shards: Path, name: str, change: Callable[[Any], np.ndarray]
+) -> None:
+    path = Index.load(shards).arrays / f"{name}.npy"
+    np.save(path, change(np.load(path)))
+    content = json.loads((shards / "index.json").read_text())
+    content["arrays"][path.name]["bytes"] = path.stat().st_size
+    (shards / "index.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"(broken index|do not fit together).*mmrep data index"):
+        [Index.load(shards).table.key(row) for row in range(3)]
 
 
 def test_a_truncated_index_is_refused(shards: Path) -> None:

@@ -17,8 +17,8 @@ from mmrep.errors import DataError
 from tests.tiny import damaged
 
 
-def make_tar(path: Path, members: dict[str, bytes], format: int) -> Path:
-    with tarfile.open(path, "w", format=format) as tar:
+def make_tar(path: Path, members: dict[str, bytes], format: int, encoding: str = "utf-8") -> Path:
+    with tarfile.open(path, "w", format=format, encoding=encoding) as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -37,6 +37,15 @@ def test_reads_what_tarfile_writes(tmp_path: Path, format: int) -> None:
     if format != tarfile.USTAR_FORMAT:
         members |= {"x" * 180 + ".txt": b"long", "élan/ключ.txt": "ü".encode()}
     assert contents(make_tar(tmp_path / "a.tar", members, format)) == members
+
+
+@pytest.mark.parametrize("length", [5, 150])
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_names_that_are_no_utf_8_are_read_with_marks_in_them(tmp_path: Path, format: int, length: int) -> None:
+    """Also those of more than 100 bytes, which GNU stores apart and ustar in two parts."""
+    name = "é" * (length // 3) + "/" + "é" * (length // 2)
+    path = make_tar(tmp_path / "a.tar", {f"{name}.txt": b"x"}, format, encoding="latin-1")
+    assert contents(path) == {f"{name}.txt".replace("é", "\ufffd"): b"x"}
 
 
 def test_reads_what_the_tar_command_writes(tmp_path: Path) -> None:
