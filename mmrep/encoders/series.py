@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrep.encoders.base import Encoder
+from mmrep.encoders.float32 import Statistics
 from mmrep.errors import ConfigError, DataError
 
 
@@ -44,7 +45,8 @@ class FixedSeries:
 class SeriesEncoder(Encoder):
     """A residual network over time (He et al. 2016, in one dimension, with GroupNorm); mean and maximum over the series.
 
-    Values that are not finite count as not measured: they become the mean, 0 after standardisation.
+    Values that are not finite count as not measured: they become the mean, 0 after standardisation. So do those above 65504
+    with ``trainer.precision: 16-true``, where a series arrives in fp16.
 
     Args:
         embed_dim: Width of the embedding space.
@@ -65,8 +67,6 @@ class SeriesEncoder(Encoder):
     """
 
     kind = "array"
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -96,8 +96,7 @@ class SeriesEncoder(Encoder):
         widths = [width * 2**stage for stage in range(stages)]
         super().__init__(embed_dim, 2 * widths[-1], settings, **head)
         self.channels, self.length, self.random_window, self.given = channels, length, random_window, mean is not None
-        self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1), persistent=False)
+        self.statistics = Statistics(channels, mean, std)
         # Without a norm, and shortcuts have none: what ``mean`` and ``std`` leave of the amplitude reaches the output.
         stem = nn.Sequential(nn.Conv1d(channels, width, kernel, padding=kernel // 2), nn.GELU())
         residual = [
@@ -120,14 +119,15 @@ class SeriesEncoder(Encoder):
     def standardize(self, series: Tensor) -> Tensor:
         """``[B, channels, length]`` to mean 0 and deviation 1 over what is known, 0 elsewhere."""
         known = series.isfinite()
-        values = series.masked_fill(~known, 0.0)
+        values = series.masked_fill(~known, 0.0).to(torch.promote_types(series.dtype, torch.float32))
         if self.given:
-            return ((values - self.mean) / self.std).masked_fill(~known, 0.0)
+            scaled = (values - self.statistics.mean[:, None]) / self.statistics.std[:, None]
+            return scaled.masked_fill(~known, 0.0).to(series.dtype)
         count = known.sum(dim=2, keepdim=True).clamp(min=1)
         centred = (values - values.sum(dim=2, keepdim=True) / count).masked_fill(~known, 0.0)
         deviation = (centred.square().sum(dim=2, keepdim=True) / count).sqrt()
         # A constant channel stays 0: what rounding leaves of it is far below this floor.
-        return centred / (deviation + 1e-6 + 1e-5 * values.abs().amax(dim=2, keepdim=True))
+        return (centred / (deviation + 1e-6 + 1e-5 * values.abs().amax(dim=2, keepdim=True))).to(series.dtype)
 
     def layers(self) -> list[list[nn.Parameter]]:
         return [list(block.parameters()) for block in self.backbone]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmrep.encoders.features import VectorEncoder, perceptron
+from mmrep.encoders.float32 import Statistics
 from mmrep.errors import ConfigError
 
 
@@ -18,6 +19,9 @@ class TabularEncoder(VectorEncoder):
     Values are standardised (``mean``, ``std``), or become their percentile among given ``quantiles``, as Symile's laboratory
     values do (Saporta et al. 2024, appendix). A missing value becomes the mean, or the median, and each value comes with a
     bit that says whether it is known.
+
+    With ``trainer.precision: 16-true`` a row arrives in fp16, where a value above 65504 is infinite, and so not measured:
+    train such columns with ``16-mixed``, or store them in another unit.
 
     Args:
         embed_dim: Width of the embedding space.
@@ -33,10 +37,6 @@ class TabularEncoder(VectorEncoder):
         ConfigError: If the statistics do not fit ``size``, or both kinds are given.
     """
 
-    mean: Tensor
-    std: Tensor
-    quantiles: Tensor
-
     def __init__(
         self,
         embed_dim: int,
@@ -51,10 +51,7 @@ class TabularEncoder(VectorEncoder):
         _check(size, mean, std, quantiles)
         settings = {"width": width, "layers": layers, "mean": mean, "std": std, "quantiles": quantiles}
         super().__init__(embed_dim, width, size, settings, **head)
-        # They are settings, and travel as such; buffers only to be on the device.
-        self.register_buffer("mean", torch.tensor(mean or [0.0] * size), persistent=False)
-        self.register_buffer("std", torch.tensor(std or [1.0] * size), persistent=False)
-        self.register_buffer("quantiles", torch.tensor(quantiles or [[]] * size), persistent=False)
+        self.statistics = Statistics(size, mean, std, quantiles)
         self.backbone = perceptron(2 * size, width, layers)
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -65,10 +62,11 @@ class TabularEncoder(VectorEncoder):
 
     def scale(self, values: Tensor) -> Tensor:
         """``[B, size]`` to standard deviations from the mean, or to the share of quantiles at or below, less one half."""
-        count = self.quantiles.shape[1]
-        if not count:
-            return (values - self.mean) / self.std
-        below = torch.searchsorted(self.quantiles, values.T.contiguous(), right=True).T
+        exact = values.to(torch.promote_types(values.dtype, torch.float32))
+        quantiles = self.statistics.quantiles
+        if not (count := quantiles.shape[1]):
+            return ((exact - self.statistics.mean) / self.statistics.std).to(values.dtype)
+        below = torch.searchsorted(quantiles.to(exact.dtype), exact.T.contiguous(), right=True).T
         return below.to(values.dtype) / count - 0.5
 
 

@@ -107,6 +107,26 @@ def test_standardisation_by_hand_leaves_gaps_out() -> None:
     assert float(long.abs().max()) < 0.2  # rounding is not made into a signal
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_statistics_stay_in_fp32_in_a_model_of_any_type(dtype: torch.dtype) -> None:
+    """250000 is infinite in fp16, and the sum of a thousand values may be."""
+    table = TabularEncoder(4, size=1, width=8, mean=[250000.0], std=[80000.0])
+    steps = TabularEncoder(4, size=1, width=8, quantiles=[[10.0, 250000.0]])
+    given = SeriesEncoder(4, 1, 3, width=8, stages=1, mean=[250000.0], std=[80000.0])
+    free = SeriesEncoder(4, 1, 1000, width=8, stages=1)
+    row, series = torch.tensor([[50000.0]]), torch.linspace(0, 60000, 1000)[None, None]
+    before = table.scale(row), steps.scale(row), given.standardize(row[None]), free.standardize(series)
+    for encoder in (table, steps, given, free):
+        encoder.to(dtype)
+        assert {buffer.dtype for buffer in encoder.statistics.buffers()} == {torch.float32}
+        assert {parameter.dtype for parameter in encoder.parameters()} == {dtype}
+    row, series = row.to(dtype), series.to(dtype)
+    after = table.scale(row), steps.scale(row), given.standardize(row[None]), free.standardize(series)
+    for one, other in zip(before, after, strict=True):
+        assert other.dtype == dtype and torch.allclose(other.float(), one, atol=0.02)
+    assert float(before[0]) == pytest.approx(-2.5) and bool(table(row).isfinite().all())
+
+
 def test_a_series_is_cut_or_filled_up() -> None:
     transform = SeriesEncoder(6, 2, 150, width=8).transform(False)
     fitted = transform(ECG)
