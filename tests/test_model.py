@@ -128,6 +128,11 @@ def test_arrays_sounds_and_pictures_are_taken_in_every_usual_form(tmp_path: Path
         ({"audio": [(np.zeros(4, dtype=np.int16), 16000)]}, r"int16.*floats in"),
         ({"audio": [(np.zeros((16000, 2)), 16000)]}, r"16000 channels .*transpose"),
         ({"audio": [(np.zeros(4), 1.5)]}, r"a rate of 1\.5"),
+        ({"audio": [(np.zeros(4), 999)]}, r"a rate of 999 .*from 1000 to 768000"),
+        ({"image": [Image.new("RGB", (1, 201))]}, r"1 x 201 pixels.* 200 times the other \[image\[0\]\]"),
+        ({"image": [np.zeros((2, 403), np.uint8)]}, r"403 x 2 pixels"),
+        ({"image": [Image.new("I", (4, 4), 70000)]}, r"mode I.*convert\('L'\)"),
+        ({"image": [Image.new("F", (4, 4))]}, r"mode F"),
     ],
 )
 def test_an_item_of_the_wrong_kind_is_named(items: dict[str, Any], message: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import tokenize
 import warnings
 from collections.abc import Callable
@@ -25,11 +26,17 @@ except ImportError:  # an extra
     simplejpeg = None
 
 MAX_PIXELS = 64_000_000
+MAX_ASPECT = 200
+"""Longer side over shorter one: encoders resize the shorter one to their resolution, and the longer one goes along."""
+MAX_SCANS = 100
+"""Of a JPEG: each passes over all its pixels, however few bytes it has. Cameras and libraries write about ten."""
 NUMBERS = "biuf"
 """Kinds of arrays that are taken: booleans, integers, floats."""
 MAX_TEXT_BYTES = 256 * 1024
 MAX_AUDIO_SAMPLES = 48_000 * 60 * 30
 """Half an hour at 48 kHz, over all channels."""
+MIN_RATE, MAX_RATE = 1_000, 768_000
+"""In Hz: what lies beyond is a damaged header."""
 MAX_ARRAY_BYTES = 256 * 1024 * 1024
 
 MAX_IMAGE_BYTES = 128 * 1024 * 1024
@@ -57,11 +64,13 @@ Waveform = tuple[np.ndarray, int]
 
 PLAIN_SEGMENTS = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDC, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE})
 """Markers that may come before the pixels of a JPEG stored upright: not APP1 (0xE1), whose Exif or XMP may say otherwise."""
-START_OF_SCAN = 0xDA
+START_OF_FRAME, END_OF_IMAGE, START_OF_SCAN = 0xC0, 0xD9, 0xDA
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+"""What is no pixel, no filling and no restart."""
 MOST_SEGMENTS = 1000
 
 IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
-AUDIO_FORMATS = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "mp3": "MP3"}
+AUDIO_FORMATS = {"flac": ("FLAC",), "wav": ("WAV", "WAVEX"), "ogg": ("OGG",), "mp3": ("MP3",)}
 
 
 BROKEN = (
@@ -105,8 +114,13 @@ def decode_file(kind: str, path: Path | str) -> Any:
 
 
 def _image(suffix: str, data: bytes) -> Image.Image:
-    if suffix in ("jpg", "jpeg") and (picture := _turbo_jpeg(data)) is not None:
-        return picture
+    if suffix in ("jpg", "jpeg"):
+        if (scans := _scans(data)) > MAX_SCANS:
+            raise SampleError(
+                f"a JPEG of {scans} scans, more than {MAX_SCANS}", fix="write the picture anew", reason="too large"
+            )
+        if (picture := _turbo_jpeg(data)) is not None:
+            return picture
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is checked below
         image: Image.Image = Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[_allowed(suffix, IMAGE_FORMATS)]])
@@ -116,30 +130,75 @@ def _image(suffix: str, data: bytes) -> Image.Image:
             fix="shrink the picture",
             reason="too large",
         )
+    if is_strip(image.width, image.height):
+        raise SampleError(
+            f"{image.width} x {image.height} pixels, one side more than {MAX_ASPECT} times the other",
+            fix="cut the picture",
+            reason="too large",
+        )
     return upright_rgb(image)
 
 
+def is_strip(width: int, height: int) -> bool:
+    """Whether a picture is too long for its width to be resized."""
+    return max(width, height) > MAX_ASPECT * min(width, height)
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture as encoders take it: turned as its camera was held (but for PNG), on white where transparent, RGB."""
+    """A picture as encoders take it: turned as its camera was held (but for PNG), on white where transparent, RGB.
+
+    Of 16 bits a channel the upper 8 are taken.
+    """
     if image.format != "PNG":
         image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return _upper_bits(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
 
 
+def _upper_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey, as X-rays are stored, to 8 bits as Pillow itself reads 16-bit colour: its ``convert`` cuts off at 255."""
+    levels = np.asarray(image)
+    grey = (levels >> 8).astype(np.uint8)
+    if (transparent := image.info.get("transparency")) is not None:
+        grey[levels == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG has up to its end; never fewer than a decoder meets.
+
+    Bytes that look like one, in a thumbnail or in the film that a phone appends, are told apart where it matters.
+    """
+    content = np.frombuffer(data, np.uint8)  # in an eighth of the time of bytes.count
+    most = int(np.count_nonzero((content[1:] == START_OF_SCAN) & (content[:-1] == 0xFF)))
+    if most <= MAX_SCANS:
+        return most
+    scans, at = 0, 2
+    for _ in range(MOST_SEGMENTS):
+        found = MARKER.search(data, at)
+        if found is None or (code := found[0][1]) == END_OF_IMAGE:
+            return scans
+        scans, at = scans + (code == START_OF_SCAN), found.end()
+        if code >= START_OF_FRAME:  # what lies below has no length, and decoders pass it in search of a restart
+            at += int.from_bytes(data[at : at + 2], "big")
+    return most
+
+
 def _turbo_jpeg(data: bytes) -> Image.Image | None:
     """An ordinary JPEG by simplejpeg: Pillow's pixels, bit by bit, in less time (``make bench-streaming``).
 
     None where it is not installed, and for all that is not ordinary (another colour space, a camera's orientation, damage,
-    too many pixels): that is Pillow's to decide.
+    too many pixels, a strip): that is Pillow's to decide.
     """
     if simplejpeg is None or not _is_upright(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours != "YCbCr" or height * width > MAX_PIXELS:
+        if colours != "YCbCr" or height * width > MAX_PIXELS or is_strip(width, height):
             return None
         return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
     except ValueError:
@@ -161,8 +220,10 @@ def _audio(suffix: str, data: bytes) -> Waveform:
     import soundfile
 
     with soundfile.SoundFile(io.BytesIO(data)) as file:
-        if file.format != AUDIO_FORMATS[_allowed(suffix, AUDIO_FORMATS)]:
+        if file.format not in AUDIO_FORMATS[_allowed(suffix, AUDIO_FORMATS)]:
             raise SampleError(f"the content is {file.format}")
+        if not MIN_RATE <= file.samplerate <= MAX_RATE:
+            raise SampleError(f"a rate of {file.samplerate} Hz is not between {MIN_RATE} and {MAX_RATE}")
         if file.frames * file.channels > MAX_AUDIO_SAMPLES:
             raise SampleError(
                 f"{file.frames} frames of {file.channels} channels are too long", fix="cut the clip", reason="too large"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmrep.data.decode import NUMBERS, Waveform, decode_file, upright_rgb
+from mmrep.data.decode import MAX_ASPECT, MAX_RATE, MIN_RATE, NUMBERS, Waveform, decode_file, is_strip, upright_rgb
 from mmrep.errors import DataError
 
 
@@ -43,7 +43,13 @@ def raw_item(kind: str, value: Any, where: str) -> Any:
 
 def _picture(value: Any, where: str) -> Image.Image:
     if isinstance(value, Image.Image):
-        return upright_rgb(value)
+        if value.mode in ("I", "F"):
+            raise DataError(
+                f"a picture of mode {value.mode}, whose white may be any number",
+                where=where,
+                fix="scale it to 0..255 and give image.convert('L')",
+            )
+        return _no_strip(upright_rgb(value), where)
     pixels = np.asarray(value)
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
         raise DataError(
@@ -51,15 +57,27 @@ def _picture(value: Any, where: str) -> Image.Image:
             where=where,
             fix="give a path, a PIL image, or uint8 [H, W, 3] or [H, W]",
         )
-    return Image.fromarray(pixels).convert("RGB")
+    return _no_strip(Image.fromarray(pixels).convert("RGB"), where)
+
+
+def _no_strip(picture: Image.Image, where: str) -> Image.Image:
+    if is_strip(picture.width, picture.height):
+        raise DataError(
+            f"a picture of {picture.width} x {picture.height} pixels, one side more than {MAX_ASPECT} times the other",
+            where=where,
+            fix="cut it",
+        )
+    return picture
 
 
 def _waveform(value: Any, where: str) -> Waveform:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise DataError(f"a sound is {type(value).__name__}", where=where, fix="give a path or (samples, rate in Hz)")
     samples, rate = np.asarray(value[0]), value[1]
-    if not isinstance(rate, Integral) or rate < 1:
-        raise DataError(f"a rate of {rate!r}", where=where, fix="give it in Hz, a whole number")
+    if not isinstance(rate, Integral) or not MIN_RATE <= int(rate) <= MAX_RATE:
+        raise DataError(
+            f"a rate of {rate!r}", where=where, fix=f"give it in Hz, a whole number from {MIN_RATE} to {MAX_RATE}"
+        )
     if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2):
         raise DataError(
             f"samples are an array of {samples.dtype} {list(samples.shape)}",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,18 @@ from torchaudio.transforms import MelSpectrogram
 
 from mmrep.data.decode import Waveform
 from mmrep.encoders.base import Encoder
+from mmrep.encoders.float32 import Float32Buffers
+
+MAX_FILTER = 1_000_000
+"""Of the two rates' reduced terms, multiplied: about how many weights torchaudio's filter has."""
 
 
 @dataclass(frozen=True)
 class FixedWaveform:
     """A waveform of any rate and length to int16 ``[length]``: resampled, cut at the end or padded with silence.
+
+    Rates with hardly a common divisor, as 44,101 and 16,000 Hz, are resampled by the nearest ratio of smaller numbers: see
+    `rate_ratio`.
 
     Args:
         rate: Of the result, in Hz.
@@ -35,13 +44,15 @@ class FixedWaveform:
 
     def __call__(self, waveform: Waveform) -> Tensor:
         samples, rate = torch.from_numpy(np.ascontiguousarray(waveform[0], dtype=np.float32)), waveform[1]
-        if rate != self.rate:
-            samples = AF.resample(samples, rate, self.rate)
+        place = float(torch.rand(1)) if self.window else 0.0
+        # Resampled whole, a day at 1 kHz is gigabytes. Twice the length has room for another speed, and for the filter's ends.
+        enough = math.ceil(2 * self.length * rate / self.rate)
+        samples = samples[int(place * max(0, len(samples) - enough)) :][:enough]
+        if rate != self.rate and len(samples):
+            samples = AF.resample(samples, *rate_ratio(rate, self.rate))
         if self.augment and len(samples):
             samples = self._vary(samples)
-        if self.window and len(samples) > self.length:
-            start = int(torch.randint(0, len(samples) - self.length + 1, (1,)))
-            samples = samples[start:]
+        samples = samples[int(place * max(0, len(samples) - self.length + 1)) :]
         fitted = F.pad(samples[: self.length], (0, max(0, self.length - len(samples))))
         return (fitted.clamp(-1, 1) * 32767).to(torch.int16)
 
@@ -52,8 +63,21 @@ class FixedWaveform:
         return F.pad(changed, (int(torch.randint(0, self.rate // 8, (1,))), 0))
 
 
-class LogMel(MelSpectrogram):
+def rate_ratio(old: int, new: int) -> tuple[int, int]:
+    """Two rates as the filter takes them: reduced, or where it had too many weights the nearest ratio of smaller numbers.
+
+    That changes pitch and length by less than 0.1 %.
+    """
+    ratio = Fraction(old, new)
+    if ratio.numerator * ratio.denominator > MAX_FILTER:
+        ratio = ratio.limit_denominator(max(1, math.isqrt(MAX_FILTER * new // old)))
+    return ratio.numerator, ratio.denominator
+
+
+class LogMel(Float32Buffers, MelSpectrogram):
     """Waveforms int16 ``[B, T]`` to log-mel spectrograms ``[B, mels, frames]`` of mean 0 and deviation 1, 50 frames a second.
+
+    Window and filter bank stay in fp32: in half precision they are other ones.
 
     Args:
         rate: Of the waveforms, in Hz.
@@ -62,16 +86,6 @@ class LogMel(MelSpectrogram):
 
     def __init__(self, rate: int, mels: int) -> None:
         super().__init__(rate, n_fft=512, win_length=rate // 40, hop_length=rate // 50, n_mels=mels)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogMel:
-        """Moves it, and leaves window and filter bank in fp32: in half precision they are other ones."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            there = fn(tensor)
-            return there if tensor.is_meta else tensor.to(there.device)
-
-        super()._apply(moved, recurse)
-        return self
 
     # A Fourier transform gains nothing from it, and torchaudio's code does not compile in one piece.
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -17,9 +17,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmrep.data.decode import decode, decode_file
+from mmrep.data.decode import decode, decode_file, upright_rgb
 from mmrep.data.writer import npy_bytes
-from mmrep.errors import DataError
+from mmrep.errors import DataError, SampleError
 from tests.tiny import flac, png
 
 
@@ -48,6 +48,22 @@ def test_a_camera_picture_comes_upright() -> None:
     assert decode("image", "jpg", image_bytes(Image.new("RGB", (8, 4)), "JPEG", exif=exif), "here").size == (4, 8)
 
 
+def test_of_16_bit_grey_the_upper_8_are_taken() -> None:
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    picture = Image.fromarray(ramp)
+    assert picture.mode == "I;16"
+    for image in (
+        decode("image", "png", image_bytes(picture, "PNG"), "here"),
+        upright_rgb(picture),
+        upright_rgb(Image.frombytes("I;16B", (256, 256), ramp.astype(">u2").tobytes())),
+    ):
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
+    expected[1, 2] = 255  # this level is transparent, and its neighbours of the same upper bits are not
+    transparent = image_bytes(picture, "PNG", transparency=258)
+    assert np.array_equal(np.asarray(decode("image", "png", transparent, "here")), expected)
+
+
 @pytest.mark.parametrize("extension", ["flac", "wav", "ogg", "mp3"])
 def test_audio_becomes_mono_float(extension: str) -> None:
     stereo = np.stack([np.sin(np.arange(8000) / 9), np.zeros(8000)], axis=1) * 0.5
@@ -56,6 +72,33 @@ def test_audio_becomes_mono_float(extension: str) -> None:
     samples, rate = decode("audio", extension, buffer.getvalue(), "here")
     assert rate == 16000 and samples.dtype == np.float32 and samples.ndim == 1
     assert np.abs(samples).max() == pytest.approx(0.25, abs=0.05)
+
+
+def wave(rate: int, **options: str) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.full(50, 0.5, np.float32), rate, format=options.pop("format", "WAV"), **options)
+    return buffer.getvalue()
+
+
+def test_a_wave_may_have_the_extensible_header() -> None:
+    samples, rate = decode("audio", "wav", wave(16000, format="WAVEX", subtype="PCM_24"), "here")
+    assert rate == 16000 and np.allclose(samples, 0.5)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 2_000_000_000])
+def test_a_rate_that_no_sound_has_is_refused(rate: int) -> None:
+    with pytest.raises(SampleError, match=f"a rate of {rate} Hz is not between 1000 and 768000"):
+        decode("audio", "wav", wave(rate), "here")
+
+
+@pytest.mark.parametrize(("extension", "format"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
+def test_strips_are_refused(extension: str, format: str) -> None:
+    for size in ((2, 400), (400, 2)):
+        assert decode("image", extension, image_bytes(Image.new("RGB", size), format), "here").size == size
+    for size in ((2, 401), (401, 2), (1, 10_000)):
+        with pytest.raises(SampleError, match="more than 200 times the other") as caught:
+            decode("image", extension, image_bytes(Image.new("RGB", size), format), "here")
+        assert caught.value.reason == "too large"
 
 
 def test_text_json_and_arrays() -> None:
@@ -87,6 +130,7 @@ BAD = {
     "cut png": ("image", "png", png((1, 2, 3), 64)[:90]),
     "jpeg named png": ("image", "png", image_bytes(Image.new("RGB", (4, 4)), "JPEG")),
     "postscript named jpg": ("image", "jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+    "strip": ("image", "png", image_bytes(Image.new("RGB", (1, 1_000_000)), "PNG")),
     "gif": ("image", "gif", image_bytes(Image.new("RGB", (4, 4)), "GIF")),
     "pixel bomb": ("image", "png", huge_png()),
     "text as audio": ("audio", "flac", b"hello"),

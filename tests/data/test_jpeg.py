@@ -117,3 +117,44 @@ def test_a_header_of_a_million_segments_is_refused_quickly(length: int) -> None:
     with pytest.raises(SampleError):
         decode("image", "jpg", b"\xff\xd8" + (b"\xff\xe0" + length.to_bytes(2, "big")) * 250_000, "x")
     assert time.process_time() - start < 2
+
+
+def scans(more: int, between: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan comes ``more`` times again."""
+    data = jpeg((90, 80), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + (between + data[last:-2]) * more + data[-2:]
+
+
+NOISE = segment(0xEE, b"\xff\xda" * 300)
+"""Looks like scans: a thumbnail has such bytes, and a film behind the picture."""
+
+
+@pytest.mark.parametrize("with_it", [True, False])
+@pytest.mark.parametrize("between", [b"", segment(0xFE, b"\xff\xd9"), segment(0xFE, b"") * 20], ids=["", "end", "many"])
+def test_many_scans_are_refused_before_they_are_decoded(
+    with_it: bool, between: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_args: object, **_options: object) -> None:
+        raise AssertionError("decoded")
+
+    if not with_it:
+        monkeypatch.setattr(module, "simplejpeg", None)
+    assert decode("image", "jpg", scans(20, between), "x").size == (90, 80)
+    monkeypatch.setattr(module, "_turbo_jpeg", never)
+    monkeypatch.setattr("mmrep.data.decode.Image.open", never)
+    with pytest.raises(SampleError, match="scans, more than 100") as caught:
+        decode("image", "jpg", scans(101, between), "x")
+    assert caught.value.reason == "too large"
+
+
+def test_what_only_looks_like_scans_is_not_counted() -> None:
+    plain = jpeg((90, 80), progressive=True)
+    expected = np.asarray(decode("image", "jpg", plain, "x"))
+    for data in (with_segments(plain, NOISE), plain + NOISE):
+        assert np.array_equal(np.asarray(decode("image", "jpg", data, "x")), expected)
+
+
+def test_scans_behind_noise_that_a_decoder_passes_are_counted() -> None:
+    """Below 0xC0 no marker has a length, whatever bytes follow it."""
+    assert module._scans(scans(101, b"\xff\x02\xff\xff")) > 100

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from PIL import Image
 
 from mmrep.encoders import (
@@ -21,6 +22,7 @@ from mmrep.encoders import (
     OpenClipImageEncoder,
     OpenClipTextEncoder,
 )
+from mmrep.encoders.audio import rate_ratio
 from mmrep.errors import ConfigError, DataError
 
 PICTURE = Image.fromarray((np.random.default_rng(0).random((40, 30, 3)) * 255).astype(np.uint8))
@@ -128,6 +130,52 @@ def test_audio_is_resampled_and_cut_or_padded() -> None:
     assert not clip[round(9000 * 16000 / 22050) + 50 :].any()
     assert transform((np.zeros(99999, np.float32), 16000)).shape == (8000,)
     assert not transform((np.zeros(0, np.float32), 16000)).any()
+
+
+@pytest.mark.parametrize("new", [8000, 16000, 48000])
+def test_the_filter_for_any_rate_is_small_and_its_ratio_right(new: int) -> None:
+    for old in (*range(1000, 50_000, 101), 44101, 48001, 96001, 192001, 767_999, new - 1, new + 1):
+        numerator, denominator = rate_ratio(old, new)
+        assert numerator * denominator <= 1_000_000
+        assert numerator / denominator == pytest.approx(old / new, rel=1e-3)
+    for old in (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000, 192_000):
+        numerator, denominator = rate_ratio(old, new)
+        assert numerator * new == denominator * old  # exact
+
+
+@pytest.mark.parametrize("rate", [4001, 11127, 22254, 44101])
+def test_sounds_of_odd_rates_keep_their_pitch(rate: int) -> None:
+    tone = np.sin(2 * np.pi * 440 * np.arange(rate) / rate).astype(np.float32) * 0.5
+    clip = MelAudioEncoder(4, seconds=1.0).transform(False)((tone, rate)).float()
+    assert clip.shape == (16000,) and int(torch.fft.rfft(clip).abs().argmax()) == 440
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_empty_sound_of_any_rate_is_silence(augment: bool) -> None:
+    transform = MelAudioEncoder(4, augment=augment, random_window=augment).transform(True)
+    for rate in (16000, 22050):
+        assert not transform((np.zeros(0, np.float32), rate)).any()
+
+
+def test_of_a_long_sound_only_a_part_is_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 50_000).astype(np.float32)
+    whole = torchaudio.functional.resample(torch.from_numpy(noise), 8000, 16000)
+    resampled: list[int] = []
+    real = torchaudio.functional.resample
+
+    def counted(samples: torch.Tensor, old: int, new: int) -> torch.Tensor:
+        resampled.append(len(samples))
+        result: torch.Tensor = real(samples, old, new)
+        return result
+
+    monkeypatch.setattr("mmrep.encoders.audio.AF.resample", counted)
+    clip = MelAudioEncoder(4, seconds=0.25).transform(False)((noise, 8000))
+    assert int((clip - (whole[:4000] * 32767).to(torch.int16)).abs().max()) <= 1
+    window = MelAudioEncoder(4, seconds=0.25, augment=False, random_window=True).transform(True)
+    ramp = np.linspace(0, 1, 50_000, dtype=np.float32)
+    starts = [int(window((ramp, 8000))[100]) / 32767 for _ in range(60)]
+    assert min(starts) < 0.15 and max(starts) > 0.8 and 0.35 < np.mean(starts) < 0.6
+    assert max(resampled) <= 4000
 
 
 def test_loudness_does_not_matter_to_the_mel_encoder() -> None:
