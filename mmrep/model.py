@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ FORMAT = "mmrep-model-1"
 NORMALIZATIONS = ("l2", "layernorm")
 SOURCES = frozenset({"pretrained", "model"})
 """Arguments of our encoders that name weights elsewhere: their settings never hold one."""
-TEXT_ENDINGS = (".json", ".txt", ".jinja")
-"""Of the files that an encoder keeps: a tokenizer's. None is code."""
-MOST_INPUT_BYTES = 64 << 20
-"""Of one item as an encoder of a model folder takes it: a picture of 4,000 pixels a side, half an hour of sound."""
+CODE_ENDINGS = (".py", ".pyc", ".pyd", ".pyi", ".so", ".sh")
+"""A file that an encoder keeps is a tokenizer's, and has none of them."""
+MOST_INPUT_BYTES = 256 << 20
+"""Of one item as an encoder of a model folder takes it: as of an array in a shard."""
 
 
 class Encoded(dict[str, Tensor]):
@@ -317,7 +318,11 @@ def _read_file(folder: Path, modality: str, name: str) -> str:
     path = folder / "files" / modality / name
     # A snapshot in the hub's cache is links to the blobs beside it.
     root = folder.parent.parent if folder.parent.name == "snapshots" else folder
-    if not (modality.isidentifier() and _is_text_name(name)) or not path.is_file():
+    if not (modality.isidentifier() and _is_text_name(name)):
+        raise CheckpointError(
+            f"the config names the file {name!r} of {modality!r}, which is no text of a model's", where=folder
+        )
+    if not path.is_file():
         raise CheckpointError("no such file of the model's", where=path, fix="copy the whole model folder")
     if not path.resolve().is_relative_to(root.resolve()):
         raise CheckpointError("a file of the model's is a link to another place", where=path)
@@ -326,7 +331,7 @@ def _read_file(folder: Path, modality: str, name: str) -> str:
 
 def _is_text_name(name: str) -> bool:
     """Whether it is a plain file name, of no code."""
-    return Path(name).name == name and name.endswith(TEXT_ENDINGS)
+    return re.fullmatch(r"\w[\w.+-]*", name) is not None and not name.lower().endswith(CODE_ENDINGS)
 
 
 def _build_encoder(
@@ -340,7 +345,7 @@ def _build_encoder(
             f"the config names another source of weights: {', '.join(sorted(named))}", fix="remove it"
         )
     if bad := [name for name in files or {} if not _is_text_name(name)]:
-        raise CheckpointError(f"files of an encoder are plain names that end in {', '.join(TEXT_ENDINGS)}, not {bad}")
+        raise CheckpointError(f"files of an encoder have plain names and are no code, not {bad}")
     encoder: Encoder = kind(embed_dim, **settings, **({"files": dict(files)} if files else {}))
     return encoder
 

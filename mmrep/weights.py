@@ -25,6 +25,8 @@ CONVERT = (
 )
 FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint})
 FACTORIES |= {torch.arange, torch.linspace, torch.eye, torch.empty_strided}
+OF_NO_SIZE = ("out", "pin_memory", "generator", "names")
+"""Arguments of theirs that a tensor without memory does not take."""
 BYTES_BESIDE_WEIGHTS = 1 << 30
 """What a network may take beside its weights: filter banks, masks, blank inputs."""
 
@@ -47,9 +49,11 @@ class BoundedBuilding(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func in FACTORIES:
-            plain = {name: value for name, value in given.items() if name not in ("out", "pin_memory", "generator")}
-            self.left -= func(*args, **{**plain, "device": "meta"}).nbytes
+        if func in FACTORIES and given.get("layout", torch.strided) is torch.strided:
+            plain = {name: value for name, value in given.items() if name not in OF_NO_SIZE}
+            made = func(*args, **{**plain, "device": "meta"})
+            if str(given.get("device")) != "meta":
+                self.left -= made.numel() * made.element_size()
             if self.left < 0:
                 raise CheckpointError(
                     "the config asks for a network much larger than the weights",

@@ -18,6 +18,7 @@ from mmrep.encoders import ConvImageEncoder, Encoder, FeaturesEncoder, MelAudioE
 from mmrep.errors import CheckpointError, ConfigError, DataError, MmrepError
 from mmrep.losses import PairwiseCLIPLoss, SymileLoss
 from mmrep.model import MultimodalModel
+from mmrep.weights import BoundedBuilding
 from tests.tiny import png
 
 
@@ -146,6 +147,37 @@ def test_float_items_come_in_the_type_of_the_weights() -> None:
     expected = model.encode(a=[np.arange(3.0, dtype=np.float32)])["a"]
     rows = model.to(torch.bfloat16).encode(a=[np.arange(3.0, dtype=np.float32)])["a"]
     assert rows.dtype == torch.float32 and torch.allclose(rows, expected, atol=0.05)
+
+
+class Codes(NgramTextEncoder):
+    """Keeps a tokenizer's file of its own."""
+
+    def __init__(self, embed_dim: int, files: dict[str, str] | None = None, **settings: Any) -> None:
+        super().__init__(embed_dim, **settings)
+        self.files = files or {"bpe.codes": "a b 1"}
+
+
+def test_files_of_an_encoder_are_texts_of_any_ending_but_those_of_code(tmp_path: Path) -> None:
+    def saved(name: str) -> Path:
+        encoders = {"a": Codes(8, {name: "a b 1"}, width=16, buckets=99), "b": FeaturesEncoder(8, size=2)}
+        return MultimodalModel(encoders, PairwiseCLIPLoss()).save_pretrained(tmp_path / name)
+
+    for name in ("bpe.codes", "prophetnet.tokenizer", "vocab.txt", "merges", "chat_template.jinja"):
+        assert mmrep.load(saved(name), classes={"Codes": Codes}).files() == {"a": {name: "a b 1"}}
+    for name in ("evil.py", "evil.PY", "evil.so"):
+        with pytest.raises(CheckpointError, match="is no text of a model's"):
+            mmrep.load(saved(name), classes={"Codes": Codes})
+
+
+def test_building_is_bounded_by_the_weights_and_by_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"x" * 100)
+    with BoundedBuilding(tmp_path / "weights"):
+        for _ in range(3):
+            assert torch.empty(1 << 28, device="meta").device.type == "meta"
+        assert torch.zeros(3, 4, layout=torch.sparse_coo).shape == (3, 4)
+        assert torch.rand(2, generator=torch.Generator().manual_seed(0)).shape == (2,)
+        with pytest.raises(CheckpointError, match="much larger than the weights"):
+            torch.nn.Linear(1 << 15, 1 << 14)
 
 
 def test_a_shared_encoder_is_one_module_and_survives_saving(tmp_path: Path) -> None:

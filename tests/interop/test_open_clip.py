@@ -165,7 +165,7 @@ def test_a_models_files_cannot_name_others(tmp_path: Path) -> None:
         config = json.loads((saved / "config.json").read_text())
         config["files"]["text"] = [name]
         (saved / "config.json").write_text(json.dumps(config))
-        with pytest.raises(CheckpointError, match="no such file of the model's"):
+        with pytest.raises(CheckpointError, match="is no text of a model's"):
             mmrep.load(saved)
 
 
