@@ -10,14 +10,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
+import torch
 import yaml
 
 import mmrep
 from mmrep.cli import main
+from mmrep.cli.run_folder import FirstStep, RunFolder
+from mmrep.encoders import ConvImageEncoder
+from mmrep.errors import ConfigError
+from mmrep.interop.load import CONFIG_KEY
 from tests.tiny import file_bytes
 
 CONFIG: dict[str, Any] = {
@@ -388,6 +395,147 @@ def test_a_signal_or_a_mistake_in_code_before_the_first_step_replaces_no_run(
     said = capsys.readouterr().out
     assert "mmrep: stopped before the first step" in said and "no step was made: the earlier run stays in" in said
     assert (file_bytes(home / "runs"), file_bytes(tmp_path)) == before
+
+
+@pytest.mark.parametrize("options", [["--trainer.limit_train_batches", "0"], ["--ckpt_path", "BASE"]])
+def test_a_start_with_nothing_to_train_replaces_no_run(
+    home: Path, elsewhere: list[str], tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file_bytes(home / "runs"), file_bytes(tmp_path)
+    words = [str(home / "runs" / "base" / "checkpoints" / "last.ckpt") if word == "BASE" else word for word in options]
+    capsys.readouterr()
+    assert fit(home, *elsewhere, "--overwrite", *words, name="apart") == 0
+    assert "no step was made: the earlier run stays in" in (said := capsys.readouterr().out) and "model in" not in said
+    assert (file_bytes(home / "runs"), file_bytes(tmp_path)) == before
+
+
+class EarlierRun:
+    """A run ``x`` whose checkpoints lie elsewhere, beside a model of somebody else's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runs, self.path, self.checkpoints = folder / "runs", folder / "runs" / "x", folder / "models"
+        for place in (self.path / "model", self.checkpoints):
+            place.mkdir(parents=True)
+        (self.path / "config.yaml").write_text("good")
+        (self.path / "model" / "weights").write_text("good")
+        (self.checkpoints / "foreign.ckpt").write_text("of others")
+        torch.save({CONFIG_KEY: {}, "state_dict": {}}, self.checkpoints / "last.ckpt")
+
+    def start(self, *, overwrite: bool = True, resume: str | None = None) -> RunFolder:
+        """Up to the first step."""
+        folder = RunFolder(self.runs, "x")
+        folder.check(self.checkpoints, overwrite=overwrite, resume=resume)
+        folder.make_way(self.checkpoints, overwrite=overwrite)
+        self.path.mkdir(exist_ok=True)
+        if overwrite:
+            (self.path / "config.yaml").write_text("new")
+        return folder
+
+
+def test_what_a_killed_start_set_aside_has_its_place_back_at_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = EarlierRun(tmp_path)
+    before = file_bytes(tmp_path)
+    earlier.start()  # and no step
+    assert file_bytes(tmp_path) != before
+    earlier.start().put_back()
+    assert file_bytes(tmp_path) == before
+    earlier.start()
+    capsys.readouterr()
+    earlier.start(overwrite=False, resume="auto")
+    assert file_bytes(tmp_path) == before and "the last start made no step: the earlier run" in capsys.readouterr().out
+    earlier.start()
+    with pytest.raises(ConfigError, match="the run folder exists"):
+        earlier.start(overwrite=False)
+    assert file_bytes(tmp_path) == before
+
+
+def test_checkpoints_of_others_are_neither_replaced_nor_in_the_way(tmp_path: Path) -> None:
+    earlier = EarlierRun(tmp_path)
+    earlier.start().forget()
+    assert [path.name for path in earlier.checkpoints.iterdir()] == ["foreign.ckpt"]
+    RunFolder(earlier.runs, "new").check(earlier.checkpoints, overwrite=False, resume=None)
+
+
+def test_the_earlier_run_goes_with_the_first_step_of_the_optimiser(tmp_path: Path) -> None:
+    earlier = EarlierRun(tmp_path)
+    first, accumulates = FirstStep(earlier.start()), True
+    loop = SimpleNamespace(_should_accumulate=lambda: accumulates)
+    trainer: Any = SimpleNamespace(is_global_zero=True, fit_loop=loop)
+    first.on_train_batch_end(trainer)
+    assert (earlier.runs / "x.replaced.part").exists() and not first.made
+    accumulates = False
+    first.on_train_batch_end(trainer)
+    assert [path.name for path in earlier.runs.iterdir()] == ["x"] and first.made
+
+
+def test_a_start_that_another_one_took_the_place_of_ends(tmp_path: Path) -> None:
+    earlier = EarlierRun(tmp_path)
+    before = file_bytes(tmp_path)
+    one = earlier.start()
+    with pytest.raises(ConfigError, match="the run folder exists"):
+        earlier.start(overwrite=False)
+    with pytest.raises(ConfigError, match="start one at a time"):
+        one.forget()
+    one.put_back()
+    assert file_bytes(tmp_path) == before
+
+
+def test_a_run_that_cannot_be_put_back_is_not_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = EarlierRun(tmp_path)
+    before = file_bytes(tmp_path)
+    folder = earlier.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        folder.put_back()
+        said = capsys.readouterr()
+        assert "stays aside (Input/output error)" in said.err and "stays in" not in said.out
+        with pytest.raises(ConfigError, match=r"move .*x\.replaced\.part there"):
+            earlier.start(overwrite=False)
+    earlier.start(overwrite=False, resume="auto")
+    assert file_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("end", ["forget", "put_back"])
+def test_a_run_folder_on_another_disk_stays_there(end: str, tmp_path: Path) -> None:
+    earlier = EarlierRun(tmp_path)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    earlier.path.rename(disk / "x")
+    earlier.path.symlink_to(disk / "x")
+    getattr(earlier.start(), end)()
+    assert earlier.path.is_symlink() and [path.name for path in disk.iterdir()] == ["x"]
+    assert (disk / "x" / "config.yaml").read_text() == ("good" if end == "put_back" else "new")
+
+
+class BrokenEncoder(ConvImageEncoder):
+    """One of a user, with a mistake."""
+
+    def __init__(self, embed_dim: int, size: int = 4) -> None:
+        super().__init__(embed_dim, image_size=int("four"))
+
+
+class BrokenCallback(pl.Callback):
+    """The same."""
+
+    def __init__(self, at: int = 4) -> None:
+        self.at = {}["step"]
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ("--model.init_args.encoders.image=tests.test_cli.BrokenEncoder", "invalid literal"),
+        ("--trainer.callbacks+=tests.test_cli.BrokenCallback", "^'step'$"),
+    ],
+)
+def test_a_mistake_in_a_class_of_the_users_has_its_traceback(home: Path, option: str, error: str) -> None:
+    with pytest.raises((ValueError, KeyError), match=error) as raised:
+        fit(home, option)
+    assert raised.traceback[-1].path == Path(__file__) and raised.value.__context__ is None
 
 
 def test_checkpoints_elsewhere_belong_to_the_run_that_is_replaced(

@@ -56,11 +56,26 @@ def newest_intact(folder: Path) -> Path | None:
     return None
 
 
-def _progress(path: Path) -> tuple[int, ...]:
-    """Steps, epochs and batches done when it was written. Tensors are mapped, not read."""
+def is_ours(path: Path) -> bool:
+    """Whether a file can be read as a checkpoint of mmrep, be it weights alone."""
+    try:
+        _read(path)
+    except Exception:  # whatever a reader meets in the bytes of others
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Tensors are mapped, not read."""
     content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(content, dict) or CONFIG_KEY not in content or "state_dict" not in content:
         raise CheckpointError("not a checkpoint of mmrep")
+    return content
+
+
+def _progress(path: Path) -> tuple[int, ...]:
+    """Steps, epochs and batches done when it was written."""
+    content = _read(path)
     if "optimizer_states" not in content or "loops" not in content:
         raise CheckpointError(WEIGHTS_ALONE)
     fit = content["loops"]["fit_loop"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from mmrep.cli.launch import is_first, launched
+from mmrep.cli.resume import is_ours
 from mmrep.errors import ConfigError
 from mmrep.files import PART, set_aside
 
 RESULTS = ("metrics.csv", "checkpoints", "model")
+REPLACED = f".replaced{PART}"
+"""End of the name of what a new run replaces, until its first step."""
 
 
 class RunFolder:
@@ -38,6 +42,8 @@ class RunFolder:
 
     def check(self, checkpoints: Path, *, overwrite: bool, resume: str | None, checkpoint: str | None = None) -> None:
         """Refuse to train into a folder that holds something, unless the user said what to do with it.
+
+        An earlier run that a start set aside, which was killed before its first step, has its place back first.
 
         Args:
             checkpoints: Where the run writes its checkpoints, in this folder or elsewhere.
@@ -65,6 +71,7 @@ class RunFolder:
             )
         if not is_first():
             return
+        self._recover(checkpoints)
         results = any((self.path / name).exists() for name in RESULTS)
         ours = results or (self.path / "config.yaml").exists()
         if not ours and self.path.exists() and any(self.path.iterdir()):
@@ -77,7 +84,7 @@ class RunFolder:
             raise ConfigError(
                 "the run folder exists", where=self.path, fix="add --overwrite, --resume auto, or another --name"
             )
-        if any(checkpoints.glob("*.ckpt")):
+        if _ours(checkpoints):
             raise ConfigError(
                 "the folder holds checkpoints of another run",
                 where=checkpoints,
@@ -92,44 +99,82 @@ class RunFolder:
 
         Args:
             checkpoints: Where the run writes its checkpoints.
-            overwrite: Whether an earlier run is replaced. Elsewhere than in this folder it is its checkpoints alone.
+            overwrite: Whether an earlier run is replaced. Elsewhere than in this folder it is mmrep's checkpoints alone.
         """
         if not is_first():
             return
         for unfinished in checkpoints.glob(f"*.ckpt.*{PART}"):  # of a process that was killed while it wrote
-            unfinished.unlink(missing_ok=True)
+            if not unfinished.name.endswith(REPLACED):
+                unfinished.unlink(missing_ok=True)
         if overwrite and self.path.exists():
-            self._replace(self.path)
+            self._replace(self._real)
+            self._real.mkdir()  # a link must not point to nothing
         if overwrite:
-            for file in sorted(checkpoints.glob("*.ckpt")):
+            for file in _ours(checkpoints):
                 self._replace(file)
         set_aside(self.path / "metrics.csv")
 
+    @property
+    def _real(self) -> Path:
+        """The folder itself where its name is a link, to a larger disk say, which stays."""
+        return self.path.resolve() if self.path.is_symlink() else self.path
+
     def _replace(self, path: Path) -> None:
-        aside = path.with_name(f"{path.name}.replaced{PART}")
-        _remove(aside)  # of a start that was killed before its first step
+        aside = _aside(path)
         path.rename(aside)
         self._replaced[aside] = path
 
+    def _recover(self, checkpoints: Path) -> None:
+        """What lies aside is the earlier run, since the first step removes it; in its place is what a killed start left.
+
+        Raises:
+            ConfigError: If it cannot be put back.
+        """
+        aside = sorted(checkpoints.glob(f"*.ckpt{REPLACED}"))
+        replaced = [self._real, *(file.with_name(file.name.removesuffix(REPLACED)) for file in aside)]
+        self._replaced = {_aside(path): path for path in replaced}
+        self.put_back("the last start made no step")
+        for path in replaced:
+            if os.path.lexists(_aside(path)):
+                raise ConfigError("the earlier run is not in its place", where=path, fix=f"move {_aside(path)} there")
+
     def forget(self) -> None:
-        """Remove what was set aside to be replaced."""
-        for aside in self._replaced:
+        """Remove what was set aside to be replaced.
+
+        Raises:
+            ConfigError: If another start has given it its place back: two runs would write there.
+        """
+        for aside, path in self._replaced.items():
+            if not os.path.lexists(aside):
+                raise ConfigError(
+                    "another start put back what this run replaces", where=path, fix="start one at a time"
+                )
             _remove(aside)
         self._replaced = {}
 
-    def put_back(self) -> None:
-        """Give what was set aside its place again, unless a process of this run has removed it."""
+    def put_back(self, why: str = "no step was made") -> bool:
+        """Give what was set aside its place again, unless a process of this run has removed it.
+
+        Args:
+            why: For the line that says so.
+
+        Returns:
+            Whether there was something.
+        """
+        back: list[Path] = []
         for aside, path in self._replaced.items():
-            if not aside.exists():
+            if not os.path.lexists(aside):
                 continue
-            _remove(path)
             try:
+                _remove(path)
                 aside.rename(path)
+                back.append(path)
             except OSError as error:
                 print(f"mmrep: warning: what it replaces stays aside ({error.strerror}) [{aside}]", file=sys.stderr)
-        if self.path in self._replaced.values() and self.path.exists():
-            print(f"no step was made: the earlier run stays in {self.path}")
         self._replaced = {}
+        if back:
+            print(f"{why}: the earlier run stays in {back[0]}")
+        return bool(back)
 
 
 class FirstStep(Callback):
@@ -146,14 +191,27 @@ class FirstStep(Callback):
         self.folder, self.made = folder, False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if not self.made and trainer.is_global_zero:
+        if self.made or trainer.fit_loop._should_accumulate():
+            return
+        if trainer.is_global_zero:
             self.folder.forget()
         self.made = True
 
 
+def _ours(checkpoints: Path) -> list[Path]:
+    """The checkpoints of mmrep in a folder that may hold models of others."""
+    return [file for file in sorted(checkpoints.glob("*.ckpt")) if is_ours(file)]
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}{REPLACED}")
+
+
 def _remove(path: Path) -> None:
+    """At once: a folder that is gone in part must not pass for the earlier run."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        gone = path.rename(path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PART}"))
+        shutil.rmtree(gone, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 

@@ -147,11 +147,13 @@ class TrainCLI(LightningCLI):
                 options.ckpt_path = str(found)
 
     def instantiate_classes(self) -> None:
-        """Tell in one line what Lightning refuses, as an option of the trainer."""
+        """Tell in one line what Lightning refuses, as an option of the trainer, and show where a user's class fails."""
         try:
             super().instantiate_classes()
+            return
         except (MisconfigurationException, ValueError) as error:
-            raise _own(error) or _refusal(error) from error
+            told = _told(error)
+        raise told  # with no word of what jsonargparse makes of it
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         options: Namespace = self.config[self.subcommand]
@@ -219,14 +221,12 @@ class TrainCLI(LightningCLI):
             self.watchdog.close()
 
     def _run_and_keep(self, subcommand: str) -> None:
-        """What ends before its first step, by an error or a signal, replaces no earlier run."""
+        """What ends before its first step, by an error or a signal, replaces no earlier run. See also `after_fit`."""
         assert self.run_folder is not None
         try:
             super()._run_subcommand(subcommand)
-        except BaseException:
+        finally:
             self.run_folder.put_back()
-            raise
-        self.run_folder.forget()
 
     def after_instantiate_classes(self) -> None:
         """Find out that a run cannot start before it writes anything. What only Lightning finds out removes no earlier run
@@ -253,6 +253,8 @@ class TrainCLI(LightningCLI):
         """
         assert self.run_folder is not None
         if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]  # set by a connector
+            return
+        if self.run_folder.put_back():
             return
         folder, metrics = self.run_folder.path / "model", self.run_folder.path / "metrics.csv"
         if folder.exists():  # the first step would have set it aside
@@ -301,6 +303,17 @@ def _own(error: BaseException) -> MmrepError | None:
     return cause
 
 
+def _told(error: BaseException) -> BaseException:
+    """What to raise for an error of a constructor: our own, what Lightning or jsonargparse refuses as one line, or else that of
+    the user's code, with its traceback. jsonargparse wraps each, once for each level of the config."""
+    cause: BaseException | None = error
+    while cause is not None and _raised_in(cause).startswith("jsonargparse."):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return _own(error) or _refusal(error)
+    return _own(error) or (_refusal(cause) if _by_lightning(cause) else cause)
+
+
 def _refusal(error: BaseException) -> ConfigError:
     text = " ".join(str(error).split()) or type(error).__name__
     return ConfigError(text if len(text) < 400 else text[:400] + " ...")
@@ -308,12 +321,16 @@ def _refusal(error: BaseException) -> ConfigError:
 
 def _by_lightning(error: BaseException) -> bool:
     """Whether Lightning itself refuses something, and not code that it calls, whose traceback is needed."""
+    lightning = _raised_in(error).startswith(("pytorch_lightning.", "lightning_fabric."))
+    return lightning and isinstance(error, (MisconfigurationException, ValueError))
+
+
+def _raised_in(error: BaseException) -> str:
+    """Name of the module."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
-    lightning = module.startswith(("pytorch_lightning.", "lightning_fabric."))
-    return lightning and isinstance(error, (MisconfigurationException, ValueError))
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
 
 
 def _check_numbers(options: Namespace) -> None:
