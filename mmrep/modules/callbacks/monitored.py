@@ -165,7 +165,8 @@ class MonitoredStopping(EarlyStopping):
 
     A figure of an `EvaluationCallback` that comes every n epochs counts once, where Lightning counts the epochs between as
     epochs without progress. A misspelt monitor is told before the first step, or at the first validation. A run that it has
-    stopped is complete: started again it trains no step more, unless its patience is longer now.
+    stopped is complete: started again it trains no step more, unless its patience is longer now; another ``stopping_threshold``
+    or ``divergence_threshold`` changes nothing. Another run that begins with a checkpoint of that one trains.
 
     Example:
         In a config::
@@ -185,8 +186,14 @@ class MonitoredStopping(EarlyStopping):
         state = checkpoint["callbacks"].get(self.state_key) or {}
         reason = state.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED.value)
         longer = reason == EarlyStoppingReason.PATIENCE_EXHAUSTED.value and state["wait_count"] < self.patience
-        if reason != EarlyStoppingReason.NOT_STOPPED.value and not longer:
-            trainer.should_stop = True
+        if reason == EarlyStoppingReason.NOT_STOPPED.value or longer or not _of_this_run(trainer):
+            return
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            why = EarlyStoppingReason(reason).name.lower().replace("_", " ")
+            print(
+                f"the run had stopped early ({self.monitor}: {why}); it goes on with more patience, or without the callback"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
@@ -202,6 +209,13 @@ class MonitoredStopping(EarlyStopping):
         if self.strict and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of Lightning's connectors
             _require_figure(trainer, self.monitor, "MonitoredStopping.monitor")
         super()._run_early_stopping_check(trainer)
+
+
+def _of_this_run(trainer: pl.Trainer) -> bool:
+    """Whether the checkpoint that is loaded lies where this run writes its own."""
+    callbacks: list[Any] = list(trainer.checkpoint_callbacks)
+    own = [Path(folder).resolve() for callback in callbacks if (folder := getattr(callback, "dirpath", None))]
+    return trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent in own
 
 
 def _check_monitor(trainer: pl.Trainer, monitor: str, where: str) -> None:

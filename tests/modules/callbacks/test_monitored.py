@@ -177,11 +177,11 @@ def test_a_folder_that_was_moved_keeps_its_best(
 
 
 def test_a_run_that_was_stopped_trains_no_more_unless_it_is_given_more_patience(
-    tiny_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = [0.5, 0.4, 0.3, 0.9, 0.2, 0.1, 0.1]
 
-    def start(patience: int, **options: Any) -> tuple[int, bool]:
+    def start(patience: int, folder: str = "c", **options: Any) -> tuple[int, bool]:
         begun: list[int] = []
 
         class Look(pl.Callback):
@@ -189,13 +189,16 @@ def test_a_run_that_was_stopped_trains_no_more_unless_it_is_given_more_patience(
                 begun.append(trainer.global_step)
 
         stop = MonitoredStopping("eval/scripted/acc1", mode="max", patience=patience)
-        run = trainer(tmp_path, 9, Scripted(values), stop, best(tmp_path / "c"), Look())
+        run = trainer(tmp_path, 9, Scripted(values), stop, best(tmp_path / folder), Look())
         run.fit(module(), data(tiny_shards), **options)
         return run.global_step, bool(begun)
 
     last = {"ckpt_path": tmp_path / "c" / "last.ckpt"}
     assert start(2) == (9, True)
+    assert start(2, "other", **last)[1], "another run, from the checkpoint of one that is complete"
+    assert "stopped early" not in capsys.readouterr().out
     assert start(2, **last) == (9, False)
+    assert "the run had stopped early (eval/scripted/acc1: patience exhausted)" in capsys.readouterr().out
     assert start(3, **last) == (21, True), "0.9 of epoch 3, and three that are less"
     assert start(3, **last) == (21, False)
 
