@@ -22,6 +22,11 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)  # a fork of a process that has used OpenMP threads hangs in the child
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in a Ray come last: its threads stay in this process, and a loader worker that is forked beside them may crash."""
+    items.sort(key=lambda item: "local_ray" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def pool2() -> Iterator[GlooPool]:
     """Two gloo ranks."""
