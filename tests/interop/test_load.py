@@ -19,7 +19,8 @@ import mmrep
 from mmrep.encoders import FeaturesEncoder, OpenClipTextEncoder
 from mmrep.errors import CheckpointError, ConfigError
 from mmrep.losses import PairwiseCLIPLoss
-from mmrep.model import MultimodalModel
+from mmrep.model import MOST_INPUT_BYTES, MultimodalModel
+from mmrep.weights import BYTES_BESIDE_WEIGHTS
 from tests.interop.open_clip_models import NATIVE, write_open_clip_folder
 
 
@@ -300,3 +301,10 @@ def test_without_a_proxy_for_anything_there_is_no_network(monkeypatch: pytest.Mo
     assert not hub.online()
     monkeypatch.setattr(hub, "getproxies", lambda: {"no": "localhost", "https": "proxy:1"})
     assert hub.online()
+
+
+def test_the_page_counts_what_is_refused_and_has_the_bounds() -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text().split())
+    assert f"{len(BROKEN)} ways of a broken or malicious checkpoint are one line each" in page
+    assert MOST_INPUT_BYTES == 256 << 20 and "an input of more than 256 MiB" in page
+    assert BYTES_BESIDE_WEIGHTS == 1 << 30 and "more than eight times the weights file and 1 GiB" in page
